@@ -1,0 +1,43 @@
+# make setup | train | test | test-slow | lint | format          e.g. make train GAME=Breakout HEAD=mse SEED=1 STEPS=200000
+PYTHON ?= python3
+VENV   ?= .venv
+EXTRA  ?=
+GAME   ?= RoadRunner
+AGENT  ?= dqn
+HEAD   ?= hl_gauss
+PRESET ?= quick
+SEED   ?= 0
+STEPS  ?=
+FRAMES ?=
+ARGS   ?=
+
+comma := ,
+READY := $(VENV)/.ready$(EXTRA)
+
+.PHONY: setup train test test-slow lint format
+
+setup: $(READY)
+
+$(READY): pyproject.toml .ci/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 setup")'
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[dev$(if $(EXTRA),$(comma)$(EXTRA))]'
+	@touch $@
+
+train: setup
+	$(VENV)/bin/python scripts/train.py --game $(GAME) --agent $(AGENT) --head $(HEAD) --preset $(PRESET) --seed $(SEED) \
+		$(if $(STEPS),--steps $(STEPS)) $(if $(FRAMES),--frames $(FRAMES)) $(ARGS)
+
+test: setup
+	$(VENV)/bin/python -m pytest
+
+test-slow: setup
+	$(VENV)/bin/python -m pytest -m slow
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: setup
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .

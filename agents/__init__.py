@@ -1,0 +1,1 @@
+"""Agents, the learner, the actors and the training loop. Start reading at `agents/loop.py`."""

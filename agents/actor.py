@@ -1,0 +1,80 @@
+"""The actor: N games that are stepped while the learner computes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from agents import environments
+from replay.uniform import TimeStep
+
+
+class Episode(NamedTuple):
+    """A finished episode."""
+
+    episode_return: float  # sum of raw rewards
+    length: int  # agent steps
+    game: int  # which of the N
+
+
+class Actor:
+    """Owns N games, the observation of each, and the statistics of their episodes.
+
+    Args:
+      environment: a specification, `environments.Atari` or `Gymnasium`.
+      num_envs: N.
+      act: `act(params, observation [N, stack, ...], key, epsilon) -> actions [N]`, compiled by the caller.
+      entropy: integers from which the games' seeds and the exploration are derived.
+    """
+
+    def __init__(self, environment, num_envs: int, act, *entropy: int):
+        self.envs = environment.make(num_envs)
+        self.num_actions = int(self.envs.single_action_space.n)
+        self.observation_space = self.envs.single_observation_space  # of one state, [stack, ...]
+        self._act = jax.jit(
+            lambda params, observation, key, count, epsilon: act(
+                params, observation, jax.random.fold_in(key, count), epsilon
+            )
+        )
+        *game_seeds, act_seed = environments.seeds(num_envs + 1, *entropy)
+        self._seeds = np.array(game_seeds)
+        self._key = jax.random.key(act_seed)
+        self._count = 0  # of vector steps; with the key it determines the exploration
+        self._returns = np.zeros(num_envs, np.float64)
+        self._lengths = np.zeros(num_envs, np.int64)
+
+    def reset(self) -> TimeStep:
+        """Starts all games anew; returns their first step."""
+        self._observation, _ = self.envs.reset(seed=self._seeds)
+        self._returns[:], self._lengths[:] = 0, 0
+        n = len(self._returns)
+        self._actions, self._over = np.zeros(n, np.int32), np.zeros(n, bool)
+        return TimeStep(
+            self._actions, np.zeros(n, np.float32), np.zeros(n, bool), np.ones(n, bool), self._observation[:, -1]
+        )
+
+    def send(self, params, epsilon: float) -> None:
+        """Chooses actions for the current observations and sets the games going."""
+        self._actions = np.asarray(self._act(params, self._observation, self._key, self._count, np.float32(epsilon)))
+        self._count += 1
+        self.envs.send(self._actions)
+
+    def recv(self) -> tuple[TimeStep, list[Episode]]:
+        """Waits for the games; returns what they gave and the episodes that ended."""
+        self._observation, reward, terminated, truncated, _ = self.envs.recv()
+        first = self._over  # games that were over have used this step to reset
+        self._returns = np.where(first, 0.0, self._returns + reward)
+        self._lengths = np.where(first, 0, self._lengths + 1)
+        self._over = terminated | truncated
+        episodes = [
+            Episode(float(self._returns[game]), int(self._lengths[game]), int(game))
+            for game in np.flatnonzero(self._over)
+        ]
+        step = TimeStep(self._actions, reward.astype(np.float32), terminated, first, self._observation[:, -1])
+        return step, episodes
+
+    def close(self) -> None:
+        """Closes the games."""
+        self.envs.close()

@@ -1,0 +1,94 @@
+"""Checkpoints: atomic directories written by orbax, without pickle, the learner's state apart from the replay.
+
+checkpoints/<agent_steps>/learner/   parameters, target, optimizer, random key: small, all that `evaluate` reads
+                          replay/    the filled rows of the ring, compressed
+                          progress/  counters, and the sizes of the log files at that moment
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from replay.uniform import ReplayState
+
+
+class Checkpointer:
+    """Keeps the last two checkpoints of a run.
+
+    Args:
+      run_dir: the run directory.
+    """
+
+    def __init__(self, run_dir):
+        self._manager = ocp.CheckpointManager(
+            Path(run_dir).resolve() / "checkpoints",
+            item_names=("learner", "replay", "progress"),
+            options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False),
+        )
+
+    def latest(self) -> int | None:
+        """Agent steps of the newest complete checkpoint; None if there is none."""
+        return self._manager.latest_step()
+
+    def save(self, agent_steps: int, state, replay_state: ReplayState, progress: dict[str, Any]) -> None:
+        """Writes a checkpoint; it exists only once it is complete."""
+        size = int(replay_state.size)
+        rows = jax.tree.map(lambda ring: np.asarray(ring)[:size], replay_state.steps)
+        replay = {"steps": rows._asdict(), "head": np.asarray(replay_state.head)}
+        self._manager.save(
+            agent_steps,
+            args=ocp.args.Composite(
+                learner=ocp.args.PyTreeSave(state._asdict()),
+                replay=ocp.args.PyTreeSave(replay),
+                progress=ocp.args.JsonSave({**progress, "replay_rows": size}),
+            ),
+        )
+
+    def restore_learner(self, like):
+        """Restores the learner's state, or the dict of those of its fields that `like` has."""
+        fields = like if isinstance(like, dict) else like._asdict()
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), fields)
+        restored = self._restore(learner=_like(abstract))["learner"]
+        return restored if isinstance(like, dict) else type(like)(**restored)
+
+    def restore_progress(self) -> dict[str, Any]:
+        """Restores the counters."""
+        return self._restore(progress=ocp.args.JsonRestore())["progress"]
+
+    def restore_replay(self, empty: ReplayState) -> ReplayState:
+        """Restores the ring into an empty one, which is donated."""
+        size = self.restore_progress()["replay_rows"]
+        rows = jax.tree.map(lambda ring: np.empty((size, *ring.shape[1:]), ring.dtype), empty.steps)
+        saved = {"steps": rows._asdict(), "head": np.empty((), np.int32)}
+        saved = self._restore(replay=_like(saved))["replay"]
+        steps = type(rows)(**saved["steps"])
+
+        @jax.jit(donate_argnums=0)
+        def fill(ring, rows):
+            return jax.lax.dynamic_update_slice_in_dim(ring, rows, 0, axis=0)
+
+        steps = jax.tree.map(fill, empty.steps, steps)
+        return ReplayState(steps, jnp.asarray(saved["head"]), jnp.int32(size))
+
+    def _restore(self, **items):
+        step = self.latest()
+        if step is None:
+            raise FileNotFoundError(f"There is no checkpoint in {self._manager.directory}.")
+        return self._manager.restore(step, args=ocp.args.Composite(**items))
+
+    def close(self) -> None:
+        """Waits for the writer."""
+        self._manager.close()
+
+
+def _like(tree):
+    """Asks orbax for the leaves that `tree` names, with their types: jax arrays or numpy arrays."""
+    restore_args = ocp.checkpoint_utils.construct_restore_args(tree)
+    return ocp.args.PyTreeRestore(tree, restore_args=restore_args, partial_restore=True)

@@ -1,0 +1,88 @@
+"""DQN (Mnih et al. 2015, https://www.nature.com/articles/nature14236) with any value head.
+
+Settings and pure functions only: which value is bootstrapped from, the loss of one transition, and epsilon-greedy
+acting. Defaults are Table B.1 of "Stop Regressing" (https://arxiv.org/abs/2403.03950), which are those of Dopamine's
+JAX DQN; the optimizer belongs to the learner.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class DQN:
+    """Settings of the agent.
+
+    Args:
+      discount: per-step discount.
+      n_step: number of rewards before bootstrapping.
+      double: picks the next action by the online network (van Hasselt et al. 2016, https://arxiv.org/abs/1509.06461).
+      max_abs_reward: the learner sees rewards clipped to [-x, x]; None leaves them raw. Reported returns are raw.
+      epsilon_train: final exploration rate.
+      epsilon_eval: exploration rate in evaluations.
+      epsilon_decay_steps: agent steps over which epsilon falls linearly from 1, after the warm-up.
+    """
+
+    discount: float = 0.99
+    n_step: int = 1
+    double: bool = False
+    max_abs_reward: float | None = 1.0
+    epsilon_train: float = 0.01
+    epsilon_eval: float = 0.001
+    epsilon_decay_steps: int = 250_000
+
+    def epsilon(self, agent_steps: int, warmup_steps: int) -> float:
+        """Exploration rate after `agent_steps`: 1 during the warm-up, then a linear fall to `epsilon_train`."""
+        left = 1 - (agent_steps - warmup_steps) / self.epsilon_decay_steps if self.epsilon_decay_steps else 0.0
+        return self.epsilon_train + (1 - self.epsilon_train) * min(max(left, 0.0), 1.0)
+
+    def act(self, network, head, params, observation, key, epsilon):
+        """Chooses actions [N] int32 for observations [N, stack, ...], each random with probability epsilon."""
+        logits, _ = network.apply(params, observation)
+        q = head.decode(logits)  # [N, A]
+        random_key, choice_key = jax.random.split(key)
+        explore = jax.random.uniform(choice_key, q.shape[:1]) < epsilon
+        random = jax.random.randint(random_key, q.shape[:1], 0, q.shape[1])
+        return jnp.where(explore, random, jnp.argmax(q, axis=-1)).astype(jnp.int32)
+
+    def loss(self, network, head, params, target_params, batch):
+        """Computes the loss of each transition.
+
+        Args:
+          network: the Q-network.
+          head: its value head.
+          params: parameters that are trained.
+          target_params: parameters that are bootstrapped from.
+          batch: `replay.uniform.Transition` of size B.
+
+        Returns:
+          The losses [B], and a dict of diagnostics, each [B].
+        """
+        logits_tm1, _ = network.apply(params, batch.s_tm1)  # [B, A, m]
+        logits_t, _ = network.apply(target_params, batch.s_t)
+        selector_t = network.apply(params, batch.s_t)[0] if self.double else logits_t
+        return jax.vmap(partial(self._loss, head))(
+            logits_tm1, batch.a_tm1, batch.r_t, batch.discount_t, logits_t, selector_t
+        )
+
+    def _loss(self, head, logits_tm1, a_tm1, r_t, discount_t, logits_t, selector_t):
+        """The loss of one transition; logits are [A, m]."""
+        bootstrap_t = logits_t[jnp.argmax(head.decode(selector_t))]
+        target_tm1 = jax.lax.stop_gradient(head.bootstrap(r_t, discount_t, bootstrap_t))
+        loss = head.loss(logits_tm1[a_tm1], target_tm1)
+
+        q_tm1 = head.decode(logits_tm1)
+        y = r_t + discount_t * head.decode(bootstrap_t)
+        diagnostics = {
+            "q_mean": jnp.mean(q_tm1),
+            "q_max": jnp.max(q_tm1),
+            "td_error": jnp.abs(y - q_tm1[a_tm1]),
+            "target": y,
+            **{f"head/{name}": value for name, value in head.diagnostics(logits_tm1[a_tm1], y).items()},
+        }
+        return loss, jax.lax.stop_gradient(diagnostics)

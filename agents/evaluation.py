@@ -1,0 +1,61 @@
+"""Evaluation: the returns of a policy over whole episodes, and how they compare to a human's."""
+
+from __future__ import annotations
+
+import csv
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from agents.actor import Actor
+
+SCORES = Path(__file__).with_name("atari_scores.csv")
+
+
+def evaluate(environment, act, params, episodes: int, epsilon: float, *entropy: int) -> np.ndarray:
+    """Plays whole episodes in games of their own.
+
+    Every game plays a number of episodes fixed in advance: counting whichever end first would favour short ones.
+
+    Args:
+      environment: a specification.
+      act: `act(params, observation, key, epsilon) -> actions`.
+      params: parameters.
+      episodes: number of episodes.
+      epsilon: exploration rate.
+      entropy: integers that seed games and exploration.
+
+    Returns:
+      The raw returns [episodes].
+    """
+    num_envs = min(episodes, 16)
+    actor = Actor(environment, num_envs, act, *entropy)
+    left = np.full(num_envs, episodes // num_envs) + (np.arange(num_envs) < episodes % num_envs)
+    returns = []
+    actor.reset()
+    while left.any():
+        actor.send(params, epsilon)
+        _, finished = actor.recv()
+        for episode in finished:
+            if left[episode.game]:
+                left[episode.game] -= 1
+                returns.append(episode.episode_return)
+    actor.close()
+    return np.array(returns)
+
+
+@cache
+def scores() -> dict[str, tuple[float, float]]:
+    """Random and human score per game, by CamelCase name; the file states their source."""
+    with SCORES.open() as file:
+        rows = csv.DictReader(line for line in file if not line.startswith("#"))
+        return {row["game"]: (float(row["random"]), float(row["human"])) for row in rows}
+
+
+def human_normalised(game: str, score):
+    """(score - random) / (human - random); None for games without a human score."""
+    if game not in scores():
+        return None
+    random, human = scores()[game]
+    return (score - random) / (human - random)

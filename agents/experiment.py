@@ -1,0 +1,110 @@
+"""An experiment: every part of a run and its schedule, in agent steps. Gin fills it in; `agents/loop.py` runs it.
+
+One agent step is one action of one game; on Atari it is four emulator frames.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+from agents.learner import Learner
+from networks.value_heads import ValueHead
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Settings of a run.
+
+    Args:
+      environment: `environments.Atari` or `environments.Gymnasium`.
+      agent: e.g. `dqn.DQN`.
+      head: a value head.
+      network: factory `network(num_actions=..., num_logits=...)`, e.g. `q_network.QNetwork`.
+      learner: `learner.Learner`.
+      replay: e.g. `uniform.UniformReplay`.
+      total_steps: agent steps in the run, over all games.
+      seed: determines initial parameters, games, exploration and sampling.
+      num_envs: games stepped in parallel; 0 chooses by the machine.
+      overlap: steps the games while the learner computes. Updates then come exactly one step of all games later than
+        without; without, an update sees the newest transition and the next action sees the update.
+      warmup_steps: agent steps before the first update; epsilon is 1 until then.
+      replay_ratio: updates per agent step.
+      log_every_steps: agent steps between log points.
+      diagnose_every_steps: agent steps between measurements of the features (dormant units, rank) and target quantiles.
+      checkpoint_every_steps: agent steps between checkpoints; one is also written at the end and on SIGINT or SIGTERM.
+      eval_every_steps: agent steps between evaluations; 0 evaluates at the end only.
+      eval_episodes: episodes per evaluation.
+    """
+
+    environment: Any
+    agent: Any
+    head: ValueHead
+    network: Callable[..., Any]
+    learner: Learner
+    replay: Any
+    total_steps: int
+    seed: int = 0
+    num_envs: int = 1
+    overlap: bool = False
+    warmup_steps: int = 20_000
+    replay_ratio: float = 0.25
+    log_every_steps: int = 2_000
+    diagnose_every_steps: int = 50_000
+    checkpoint_every_steps: int = 250_000
+    eval_every_steps: int = 0
+    eval_episodes: int = 10
+
+    def __post_init__(self):
+        if self.num_envs == 0:
+            object.__setattr__(self, "num_envs", default_num_envs())
+        for name in ("total_steps", "num_envs", "log_every_steps", "diagnose_every_steps", "checkpoint_every_steps"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"Experiment.{name} must be positive; got {getattr(self, name)}.")
+        if not self.replay_ratio > 0:
+            raise ValueError(f"Experiment.replay_ratio must be positive; got {self.replay_ratio}.")
+        per_step = self.updates_per_vector_step
+        if per_step.denominator != 1 and per_step.numerator != 1:
+            raise ValueError(
+                f"{self.num_envs} games at {self.replay_ratio} updates per agent step make {per_step} updates per step "
+                "of all games: neither a whole number nor one every whole number of steps. Use --num_envs "
+                f"{self._ratio.denominator} or a multiple or a divisor of it."
+            )
+        minimum = (self.agent.n_step + self.environment.stack + 2) * self.num_envs
+        if self.warmup_steps < minimum:
+            raise ValueError(
+                f"Experiment.warmup_steps is {self.warmup_steps}; sampling {self.agent.n_step}-step transitions from "
+                f"{self.num_envs} games needs at least {minimum}."
+            )
+        if self.replay.capacity < self.warmup_steps:
+            raise ValueError(
+                f"The replay's capacity ({self.replay.capacity}) is smaller than Experiment.warmup_steps "
+                f"({self.warmup_steps}); no update would ever be made. Raise --replay_capacity or lower --warmup_steps."
+            )
+
+    @property
+    def _ratio(self) -> Fraction:
+        return Fraction(self.replay_ratio).limit_denominator(1000)
+
+    @property
+    def updates_per_vector_step(self) -> Fraction:
+        """Updates due per step of all games."""
+        return self.num_envs * self._ratio
+
+    @property
+    def updates_per_call(self) -> int:
+        """Updates in one compiled call: those of one step of all games, at least one."""
+        return max(1, int(self.updates_per_vector_step))
+
+    def updates_due(self, agent_steps: int) -> int:
+        """Updates that must have been made after `agent_steps`."""
+        return max(0, int((agent_steps - self.warmup_steps) * self._ratio))
+
+
+def default_num_envs() -> int:
+    """Games for this machine: four per core, a power of two from 8 to 64."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(64, max(8, 1 << (4 * cores - 1).bit_length()))

@@ -1,0 +1,98 @@
+"""Metrics to TensorBoard and to `metrics.jsonl`, with the same tags; TensorBoard's own writer needs no TensorFlow."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.plugins.hparams import summary_v2 as hparams
+from tensorboard.plugins.scalar import summary_v2 as scalar
+from tensorboard.plugins.text import summary_v2 as text
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+METRICS = "metrics.jsonl"
+
+
+class Logger:
+    """Owns the log files of a run.
+
+    Each call of `write` is one log point: one TensorBoard point per tag, at the step `frames`, and one line of JSON
+    with the tags and `agent_steps`, `frames`, `seconds`.
+
+    Args:
+      run_dir: where the files go.
+      frames_per_step: emulator frames per agent step.
+      offsets: size of each log file at the checkpoint that is resumed, from `offsets()`; what was written later is cut
+        off, because it will be written again.
+    """
+
+    def __init__(self, run_dir: Path, frames_per_step: int, offsets: dict[str, int] | None = None):
+        self._run_dir, self._frames_per_step = Path(run_dir), frames_per_step
+        for path in self._files():
+            size = (offsets or {}).get(path.name, 0)
+            if size:
+                with path.open("r+b") as file:
+                    file.truncate(size)
+            else:
+                path.unlink()
+        self._jsonl = (self._run_dir / METRICS).open("a")
+        self._events = EventFileWriter(str(self._run_dir))
+
+    def _files(self):
+        return [*self._run_dir.glob("events.out.tfevents.*"), *self._run_dir.glob(METRICS)]
+
+    def write(self, agent_steps: int, seconds: float, metrics: dict[str, float]) -> None:
+        """Writes one log point; NaN and infinity become null in JSON."""
+        frames = agent_steps * self._frames_per_step
+        metrics = {tag: float(value) for tag, value in metrics.items()}
+        for tag, value in metrics.items():
+            self._add(scalar.scalar_pb(tag, np.float32(value)), frames)
+        row = {"agent_steps": agent_steps, "frames": frames, "seconds": round(seconds, 3)}
+        row |= {tag: value if np.isfinite(value) else None for tag, value in metrics.items()}
+        self._jsonl.write(json.dumps(row) + "\n")
+
+    def describe(self, config: str, settings: dict[str, str]) -> None:
+        """Writes the configuration as text, and the settings as hyper-parameters."""
+        self._add(text.text_pb("operative_config", f"```\n{config}\n```"), 0)
+        values = {name: _number(value) for name, value in settings.items()}
+        self._add(hparams.hparams_pb(values, trial_id=str(self._run_dir)), 0)
+
+    def _add(self, summary, step: int) -> None:
+        self._events.add_event(Event(summary=summary, step=step, wall_time=time.time()))
+
+    def flush(self) -> None:
+        """Makes all that was written visible to readers."""
+        self._jsonl.flush()
+        self._events.flush()
+
+    def offsets(self) -> dict[str, int]:
+        """Sizes of the log files, to be stored with a checkpoint."""
+        self.flush()
+        return {path.name: path.stat().st_size for path in self._files()}
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        self._jsonl.close()
+        self._events.close()
+
+
+def _number(value: str):
+    """A number where the setting is one, so that TensorBoard can sort by it."""
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+def read(run_dir) -> list[dict]:
+    """Reads all log points of a run; a line cut short by a crash is left out."""
+    rows = []
+    for line in (Path(run_dir) / METRICS).read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows

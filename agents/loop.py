@@ -1,0 +1,105 @@
+"""The training loop. Read this file first: everything else is a part that it calls.
+
+games --observations--> Actor --time step [N]--> replay --batch [B]--> learner --metrics--> Report
+                          ^------------------- parameters ----------------'
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+
+import jax
+
+from agents.actor import Actor
+from agents.checkpoint import Checkpointer
+from agents.logger import Logger
+from agents.progress import ProgressDisplay
+from agents.report import Report
+from agents.trainer import Trainer
+
+
+def train(trainer: Trainer, run_dir, description: tuple[str, dict[str, str]], profile: bool = False) -> int | None:
+    """Trains until `total_steps`, from the newest checkpoint in `run_dir` if there is one; ends with an evaluation.
+
+    Args:
+      trainer: the trainer, as built.
+      run_dir: where logs and checkpoints go.
+      description: the operative config and its settings, for TensorBoard.
+      profile: writes a trace of the first 2,000 agent steps after the first log point that has updates.
+
+    Returns:
+      None when finished, or the number of the signal that interrupted it; all is saved then.
+    """
+    x = trainer.experiment
+    frames_per_step = x.environment.frames_per_step
+    with contextlib.ExitStack() as stack:
+        owned = lambda part: stack.enter_context(contextlib.closing(part))
+        checkpointer = owned(Checkpointer(run_dir))
+        progress = trainer.restore(checkpointer)
+        logger = owned(Logger(run_dir, frames_per_step, progress.get("log_offsets")))
+        if not progress:
+            logger.describe(*description)
+        display = owned(ProgressDisplay(trainer.agent_steps, x.total_steps, frames_per_step))
+        report = Report(trainer, logger, display, progress.get("seconds", 0.0))
+        tracer = Tracer(run_dir) if profile else None
+        actor = owned(Actor(x.environment, x.num_envs, trainer.act, x.seed, trainer.agent_steps))
+        trainer.add(actor.reset())
+        interrupt = stack.enter_context(Interrupt())
+
+        while trainer.agent_steps < x.total_steps and not interrupt.signal:
+            before = trainer.agent_steps
+            actor.send(trainer.state.params, trainer.epsilon)
+            if x.overlap:
+                trainer.learn()  # the updates due one step ago, while the games run
+            step, episodes = actor.recv()
+            trainer.add(step)
+            if not x.overlap:
+                trainer.learn()
+
+            report.episodes(episodes)
+            due = lambda every, span=(before, trainer.agent_steps): every and span[0] // every < span[1] // every
+            finished = trainer.agent_steps >= x.total_steps
+            if due(x.log_every_steps):
+                report.log_point()
+                if tracer:
+                    tracer.toggle(trainer.updates)
+            if due(x.diagnose_every_steps):
+                report.diagnosis()
+            if due(x.eval_every_steps) or finished:
+                report.evaluation()
+            if due(x.checkpoint_every_steps) or finished or interrupt.signal:
+                trainer.save(checkpointer, {"seconds": report.seconds, "log_offsets": logger.offsets()})
+    return interrupt.signal
+
+
+class Interrupt:
+    """Notes SIGINT and SIGTERM instead of dying of them, while it is entered."""
+
+    def __enter__(self):
+        self.signal = None
+        self._handlers = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note(self, number, frame):
+        self.signal = number
+
+    def __exit__(self, *exception):
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+
+class Tracer:
+    """Writes a trace of one log interval with updates to `run_dir/profile`, for TensorBoard or Perfetto."""
+
+    def __init__(self, run_dir):
+        self._directory, self._state = f"{run_dir}/profile", "waiting"
+
+    def toggle(self, updates: int) -> None:
+        """Starts at the first log point after the first update, and stops at the next one."""
+        if self._state == "waiting" and updates:
+            jax.profiler.start_trace(self._directory)
+            self._state = "tracing"
+        elif self._state == "tracing":
+            jax.profiler.stop_trace()
+            self._state = "done"

@@ -1,0 +1,80 @@
+"""A trained policy: load a run and act."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save_file
+
+from agents import config
+from agents.checkpoint import Checkpointer
+from agents.experiment import Experiment
+
+
+@dataclasses.dataclass
+class Policy:
+    """A trained agent that can act.
+
+    Attributes:
+      experiment: the run's settings, with its environment.
+      network: the Q-network.
+      params: its parameters.
+      agent_steps: agent steps of training behind them.
+    """
+
+    experiment: Experiment
+    network: Any
+    params: Any
+    agent_steps: int
+
+    def __post_init__(self):
+        agent, head = self.experiment.agent, self.experiment.head
+        self.head = head
+        self.act = lambda *args: agent.act(self.network, head, *args)
+        self._act = jax.jit(self.act)
+        self._logits = jax.jit(lambda params, observation: self.network.apply(params, observation)[0])
+        self._key = jax.random.key(0)
+
+    def __call__(self, observation, epsilon: float = 0.0) -> np.ndarray:
+        """Chooses actions [N] for observations [N, stack, ...]."""
+        self._key, key = jax.random.split(self._key)
+        return np.asarray(self._act(self.params, observation, key, epsilon))
+
+    def export(self, path) -> None:
+        """Writes the parameters to a safetensors file, named like 'torso/Conv_0/kernel'."""
+        flat = flax.traverse_util.flatten_dict(self.params["params"], sep="/")
+        save_file({name: np.asarray(value) for name, value in flat.items()}, path)
+
+    def logits(self, observation) -> np.ndarray:
+        """Returns the head's logits [N, A, m] for observations [N, stack, ...]."""
+        return np.asarray(self._logits(self.params, observation))
+
+
+def load(run_dir) -> Policy:
+    """Loads the newest checkpoint of a run.
+
+    Raises:
+      FileNotFoundError: if `run_dir` is no run directory, or has no checkpoint yet.
+    """
+    path = Path(run_dir)
+    if not (path / "config.gin").is_file():
+        raise FileNotFoundError(f"{run_dir} is not a run directory: it has no config.gin.")
+    checkpointer = Checkpointer(path) if (path / "checkpoints").is_dir() else None
+    if checkpointer is None or checkpointer.latest() is None:
+        raise FileNotFoundError(f"{run_dir} has no checkpoint yet.")
+    experiment, _ = config.load([path / "config.gin"])
+    env = experiment.environment.make_single()
+    network = experiment.network(num_actions=int(env.action_space.n), num_logits=experiment.head.num_logits)
+    observation = jnp.zeros((1, *env.observation_space.shape), env.observation_space.dtype)
+    env.close()
+    params = jax.eval_shape(network.init, jax.random.key(0), observation)
+    params = checkpointer.restore_learner({"params": params})["params"]
+    steps = checkpointer.latest()
+    checkpointer.close()
+    return Policy(experiment, network, params, steps)

@@ -1,0 +1,131 @@
+"""Run directories: their names, their manifest, and whether a run may go on in one.
+
+<base_dir>/<game>/<agent>-<head>-<preset>[-<own gin files and bindings>]/seed<seed>/
+    config.gin  operative_config.gin  manifest.json  metrics.jsonl  events.out.tfevents.*  checkpoints/
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import gin
+import jax
+
+from agents import config
+
+# Settings that may differ from one start to the next of the same run.
+MAY_CHANGE = frozenset(
+    f"Experiment.{name}"
+    for name in (
+        "total_steps",
+        "log_every_steps",
+        "diagnose_every_steps",
+        "checkpoint_every_steps",
+        "eval_every_steps",
+        "eval_episodes",
+    )
+)
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "gymnasium", "ale-py", "gin-config")
+
+
+def name(experiment, files, bindings) -> Path:
+    """Names the run directory below `base_dir`.
+
+    Args:
+      experiment: the built experiment.
+      files: gin files, without base.gin; their stems make the middle part.
+      bindings: the user's own gin bindings, e.g. 'Learner.batch_size = 64', which becomes 'batch_size=64'.
+    """
+    stems = [Path(file).stem for file in files]
+    own = [re.sub(r"[^\w.=+-]+", "", binding.partition(".")[2] or binding) for binding in bindings]
+    return Path(experiment.environment.name, "-".join(stems + own)[:120], f"seed{experiment.seed}")
+
+
+def read_manifest(run_dir: Path) -> dict | None:
+    """Reads the manifest; None if there is no run in `run_dir`.
+
+    Raises:
+      config.ConfigError: if `run_dir` holds something else.
+    """
+    path = run_dir / "manifest.json"
+    if path.is_file():
+        return json.loads(path.read_text())
+    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        raise config.ConfigError(f"{run_dir} exists but holds no run (no manifest.json). Choose another --run_dir.")
+    return None
+
+
+def refuse_other_settings(run_dir: Path, manifest: dict, settings: dict[str, str]) -> None:
+    """Raises ConfigError, naming the differences, if a run with other settings is in `run_dir`."""
+    old = manifest["settings"]
+    different = [
+        f"  {key} = {settings.get(key, '(unset)')}, but the run there has {old.get(key, '(unset)')}"
+        for key in sorted((old.keys() | settings.keys()) - MAY_CHANGE)
+        if old.get(key) != settings.get(key)
+    ]
+    if different:
+        raise config.ConfigError(
+            f"{run_dir} holds a run with other settings:\n" + "\n".join(different) + "\n"
+            "Go on with its settings, or train these in another directory: --run_dir DIR."
+        )
+
+
+def create(run_dir: Path, trainer, settings: dict[str, str]) -> None:
+    """Creates a run directory; the manifest, written last, makes it one."""
+    x = trainer.experiment
+    manifest = {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "host": socket.gethostname(),
+        "device": device(),
+        "python": sys.version.split()[0],
+        "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
+        "git_commit": _git_commit(),
+        "protocol": {"environment": type(x.environment).__name__, **dataclasses.asdict(x.environment)},
+        "seed": x.seed,
+        "num_envs": x.num_envs,
+        "parameters": trainer.num_parameters,
+        "replay_bytes": trainer.replay_bytes,
+        "settings": settings,
+    }
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.gin").write_text(gin.config_str())
+    (run_dir / "operative_config.gin").write_text(gin.operative_config_str())
+    partial = run_dir / "manifest.json.partial"
+    partial.write_text(json.dumps(manifest, indent=2) + "\n")
+    partial.replace(run_dir / "manifest.json")
+
+
+def device() -> str:
+    """Names the device the learner runs on."""
+    device = jax.devices()[0]
+    return f"{device.platform.upper()} ({device.device_kind})"
+
+
+def unused_gpu() -> bool:
+    """Whether this machine has a GPU while JAX runs on its CPU."""
+    return jax.default_backend() == "cpu" and (
+        shutil.which("nvidia-smi") is not None or any(os.path.exists(path) for path in ("/dev/nvidia0", "/dev/kfd"))
+    )
+
+
+def _git_commit() -> str | None:
+    """The commit of the source, '+' appended if there are changes; None outside a checkout."""
+    git = lambda *args: subprocess.run(
+        ["git", "-C", str(config.ROOT), *args], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,138 @@
+"""The trainer: state of the learner and the replay, and the compiled functions that change it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import psutil
+
+from agents import evaluation
+from agents.experiment import Experiment
+from agents.learner import make_diagnose, make_step, make_update
+
+DIAGNOSE_BATCH = 2048  # states to measure the features on, as many as Kumar et al. 2021
+
+
+class Trainer:
+    """Owns the learner's state, the replay and the metrics summed up since the last log point.
+
+    Args:
+      experiment: all settings.
+
+    Raises:
+      MemoryError: if the replay cannot fit; nothing is allocated then.
+    """
+
+    def __init__(self, experiment: Experiment):
+        x = self.experiment = experiment
+        self.agent_steps = 0
+        env = x.environment.make_single()  # for its spaces
+        self.state_space, num_actions = env.observation_space, int(env.action_space.n)
+        env.close()
+        check_memory(self.replay_bytes, x.replay.capacity)
+
+        self.network = x.network(num_actions=num_actions, num_logits=x.head.num_logits)
+        self.act = partial(x.agent.act, self.network, x.head)
+        sample = partial(
+            x.replay.sample,
+            stack=self.state_space.shape[0],
+            n_step=x.agent.n_step,
+            discount=x.agent.discount,
+            max_abs_reward=x.agent.max_abs_reward,
+        )
+        update = make_update(x.learner, x.agent, self.network, x.head, x.replay_ratio)
+        self._step = make_step(update, partial(sample, batch_size=x.learner.batch_size), x.updates_per_call)
+        self._diagnose = make_diagnose(x.agent, self.network, x.head, partial(sample, batch_size=DIAGNOSE_BATCH))
+        self._add = jax.jit(x.replay.add, donate_argnums=0)
+
+        observation = np.zeros((1, *self.state_space.shape), self.state_space.dtype)
+        self.state = jax.jit(partial(x.learner.init, self.network))(jax.random.key(x.seed), observation)
+        self.replay_state = None
+        self.updates, self._sums = 0, {}
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of trained parameters."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
+
+    @property
+    def replay_bytes(self) -> int:
+        """Memory of the replay, which is allocated at once."""
+        x, space = self.experiment, self.state_space
+        return x.replay.num_bytes(x.num_envs, space.shape[1:], space.dtype)
+
+    @property
+    def epsilon(self) -> float:
+        """Current exploration rate."""
+        return self.experiment.agent.epsilon(self.agent_steps, self.experiment.warmup_steps)
+
+    def allocate_replay(self) -> None:
+        """Allocates the empty replay."""
+        x, space = self.experiment, self.state_space
+        self.replay_state = x.replay.init(x.num_envs, space.shape[1:], space.dtype)
+
+    def add(self, step) -> None:
+        """Stores a time step of all games. Those that have just been reset made no agent step."""
+        self.replay_state = self._add(self.replay_state, step)
+        self.agent_steps += int(np.sum(~step.first))
+
+    def learn(self) -> None:
+        """Makes the updates that are due for the agent steps stored so far."""
+        due = self.experiment.updates_due(self.agent_steps)
+        per_call = self.experiment.updates_per_call
+        while self.updates + per_call <= due:
+            self.state, self._sums = self._step(self.state, self.replay_state, self._sums)
+            self.updates += per_call
+
+    def metrics(self) -> dict[str, float]:
+        """Means over the updates since the last call; empty if there were none."""
+        sums, self._sums = jax.device_get(self._sums), {}
+        updates = sums.pop("updates", 0)
+        return {name: float(value) / float(updates) for name, value in sums.items()}
+
+    def diagnose(self) -> tuple[dict[str, float], np.ndarray] | None:
+        """Measures features and targets [2048] on a large batch; None before the first update."""
+        if not self.updates:
+            return None
+        key = jax.random.fold_in(self.state.key, self.agent_steps)
+        return jax.device_get(self._diagnose(self.state, self.replay_state, key))
+
+    def evaluate(self) -> np.ndarray:
+        """Plays evaluation episodes in games of their own; returns [episodes]."""
+        x = self.experiment
+        entropy = (x.seed, self.agent_steps, 1)
+        return evaluation.evaluate(
+            x.environment, self.act, self.state.params, x.eval_episodes, x.agent.epsilon_eval, *entropy
+        )
+
+    def save(self, checkpointer, progress: dict[str, Any]) -> None:
+        """Writes a checkpoint, with `progress` of the caller's."""
+        checkpointer.save(self.agent_steps, self.state, self.replay_state, progress)
+
+    def restore(self, checkpointer) -> dict[str, Any]:
+        """Continues from the newest checkpoint; returns its `progress`, {} if there is no checkpoint."""
+        self.allocate_replay()
+        if checkpointer.latest() is None:
+            return {}
+        self.agent_steps = checkpointer.latest()
+        self.state = checkpointer.restore_learner(self.state)
+        self.replay_state = checkpointer.restore_replay(self.replay_state)
+        self.updates = int(self.state.updates)
+        return checkpointer.restore_progress()
+
+
+def check_memory(needed: int, capacity: int) -> None:
+    """Raises MemoryError if `needed` bytes do not fit on the learner's device, with the flag to change."""
+    device = jax.devices()[0]
+    stats = device.memory_stats() or {}
+    free = stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else psutil.virtual_memory().available
+    usable = int(0.9 * free)  # the rest is for the network and its gradients
+    if needed > usable:
+        fits = int(capacity * usable / needed)
+        raise MemoryError(
+            f"The replay of {capacity:,} transitions takes {needed / 1e9:.2f} GB; {device.platform.upper()} has "
+            f"{free / 1e9:.2f} GB free. Pass --replay_capacity {fits // 1000 * 1000} or less."
+        )

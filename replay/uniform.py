@@ -1,0 +1,169 @@
+"""Uniform replay: one ring of single observations, laid out [T, N, ...] for T steps of N games.
+
+A row holds what arrives together after one step of the games: the action that led here, the reward, and the new
+observation. Frame stacks, n-step returns and next actions are rebuilt when sampling, so 1,000,000 Atari transitions
+take 7.07 GB instead of the 56 GB of stored stacks of both states. The layout follows Mnih et al. 2015
+(https://www.nature.com/articles/nature14236) and Dopamine's circular replay buffer.
+
+All functions are pure; the ring is a pytree that lives on the learner's device and is donated on every `add`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class TimeStep(NamedTuple):
+    """What one step of N games gives. The first step of an episode has only an observation; its rest is ignored."""
+
+    action_tm1: np.ndarray  # [N] int32, the action that led here
+    r_t: np.ndarray  # [N] float32, the raw reward
+    terminated: np.ndarray  # [N] bool, the episode ended here by the rules of the game (not by a time limit)
+    first: np.ndarray  # [N] bool, this is the first observation of an episode
+    observation: np.ndarray  # [N, ...] the newest frame, not the stack
+
+
+class Transition(NamedTuple):
+    """A batch of n-step transitions."""
+
+    s_tm1: jax.Array  # [B, stack, ...]
+    a_tm1: jax.Array  # [B] int32
+    r_t: jax.Array  # [B] float32, sum of k <= n discounted rewards
+    discount_t: jax.Array  # [B] float32, discount^k, and 0 if the episode terminated
+    s_t: jax.Array  # [B, stack, ...]
+    a_t: jax.Array  # [B] int32, the action chosen in s_t
+    weight: jax.Array  # [B] float32, factor of each item's loss; 0 leaves it out
+
+
+class ReplayState(NamedTuple):
+    """The ring. Rows are written at `head`; the `size` rows before it are filled."""
+
+    steps: TimeStep  # leaves [T, N, ...]
+    head: jax.Array  # int32
+    size: jax.Array  # int32
+
+
+@dataclasses.dataclass(frozen=True)
+class UniformReplay:
+    """Settings of the ring.
+
+    Args:
+      capacity: number of transitions kept, over all games.
+    """
+
+    capacity: int = 1_000_000
+
+    def num_rows(self, num_envs: int) -> int:
+        """T, the rows of the ring."""
+        return math.ceil(self.capacity / num_envs)
+
+    def num_bytes(self, num_envs: int, shape, dtype) -> int:
+        """Size of the ring in bytes, for observations of `shape` and `dtype`."""
+        metadata = 4 + 4 + 1 + 1  # action_tm1, r_t, terminated, first
+        return self.num_rows(num_envs) * num_envs * (math.prod(shape) * np.dtype(dtype).itemsize + metadata)
+
+    def init(self, num_envs: int, shape, dtype) -> ReplayState:
+        """Allocates an empty ring for N games whose single observations have `shape` and `dtype`."""
+        rows = self.num_rows(num_envs)
+        zeros = lambda *trailing, dtype: jnp.zeros((rows, num_envs, *trailing), dtype)
+        steps = TimeStep(
+            action_tm1=zeros(dtype=jnp.int32),
+            r_t=zeros(dtype=jnp.float32),
+            terminated=zeros(dtype=bool),
+            first=zeros(dtype=bool),
+            observation=zeros(*shape, dtype=dtype),
+        )
+        return ReplayState(steps, jnp.int32(0), jnp.int32(0))
+
+    def add(self, state: ReplayState, step: TimeStep) -> ReplayState:
+        """Writes one row over the oldest. The cost does not depend on the capacity when `state` is donated."""
+        rows = state.steps.first.shape[0]
+        steps = jax.tree.map(lambda ring, new: ring.at[state.head].set(new), state.steps, step)
+        return ReplayState(steps, (state.head + 1) % rows, jnp.minimum(state.size + 1, rows))
+
+    def sample(
+        self,
+        state: ReplayState,
+        key: jax.Array,
+        batch_size: int,
+        stack: int = 1,
+        n_step: int = 1,
+        discount: float = 0.99,
+        max_abs_reward: float | None = None,
+    ) -> Transition:
+        """Draws transitions uniformly, with replacement, from all that are complete and not overwritten.
+
+        Complete means that n + 1 later rows exist; of a full ring the oldest `stack - 1` rows are never s_tm1. There
+        must be a transition to draw: call it only after `n_step + stack + 2` rows.
+
+        Args:
+          state: the ring.
+          key: random key.
+          batch_size: B.
+          stack: number of frames in a state. Those before the episode's start are zeros, as ALE pads them.
+          n_step: n, the number of rewards to sum up. An episode that ends earlier cuts the sum: a time limit (or a
+            resumed run) at k < n still bootstraps, with discount^k; termination does not.
+          discount: per-step discount.
+          max_abs_reward: clips each reward to [-x, x] before summing; None leaves it raw.
+        """
+        row, game = self._draw(state, key, batch_size, stack, n_step)
+        steps, rows = state.steps, state.steps.first.shape[0]
+        at = lambda ring, offset: ring[(row + offset) % rows, game]
+
+        # Steps taken: up to n, stopping where the next row starts another episode.
+        firsts = jnp.stack([at(steps.first, k) for k in range(1, n_step + 1)])  # [n, B]
+        alive = jnp.cumsum(firsts, axis=0) == 0
+        taken = jnp.sum(alive, axis=0)
+        rewards = jnp.stack([at(steps.r_t, k) for k in range(1, n_step + 1)])
+        if max_abs_reward is not None:
+            rewards = jnp.clip(rewards, -max_abs_reward, max_abs_reward)
+        powers = jnp.asarray(discount, jnp.float32) ** jnp.arange(n_step, dtype=jnp.float32)
+        return Transition(
+            s_tm1=_stack(steps, row, game, stack),
+            a_tm1=at(steps.action_tm1, 1),
+            r_t=jnp.sum(powers[:, None] * rewards * alive, axis=0),
+            discount_t=jnp.float32(discount) ** taken * ~at(steps.terminated, taken),
+            s_t=_stack(steps, (row + taken) % rows, game, stack),
+            a_t=at(steps.action_tm1, taken + 1),
+            weight=jnp.ones(batch_size, jnp.float32),
+        )
+
+    def _draw(self, state, key, batch_size, stack, n_step):
+        """Draws (row, game) of s_tm1, uniformly over the valid ones; each is redrawn until it is one."""
+        rows, num_envs = state.steps.first.shape
+        # A full ring has overwritten the frames before its oldest row; a ring still filling has nothing before it.
+        lowest = jnp.where(state.size == rows, stack - 1, 0)
+        highest = state.size - n_step - 1  # exclusive: s_t and the row that holds a_t must exist
+
+        def draw(carry):
+            key, row, game, valid = carry
+            key, row_key, game_key = jax.random.split(key, 3)
+            age = jax.random.randint(row_key, (batch_size,), lowest, highest)
+            row = jnp.where(valid, row, (state.head - state.size + age) % rows)
+            game = jnp.where(valid, game, jax.random.randint(game_key, (batch_size,), 0, num_envs))
+            # The step from the last observation of one episode to the first of the next is no transition.
+            return key, row, game, ~state.steps.first[(row + 1) % rows, game]
+
+        nothing = jnp.zeros(batch_size, jnp.int32)
+        carry = (key, nothing, nothing, jnp.zeros(batch_size, bool))
+        _, row, game, _ = jax.lax.while_loop(lambda carry: ~jnp.all(carry[3]), draw, carry)
+        return row, game
+
+
+def _stack(steps, row, game, stack):
+    """Gathers the `stack` frames that end at (row, game) [B]; frames of an earlier episode become zeros."""
+    rows = steps.first.shape[0]
+    offsets = jnp.arange(1 - stack, 1)
+    index = (row[:, None] + offsets[None, :]) % rows  # [B, stack]
+    frames = steps.observation[index, game[:, None]]
+    # Frame k belongs to the episode if none of the frames k+1 ... stack starts a new one.
+    starts = steps.first[index, game[:, None]].astype(jnp.int32)
+    starts_after = jnp.cumsum(starts[:, ::-1], axis=1)[:, ::-1] - starts
+    mask = (starts_after == 0).reshape(*index.shape, *(1,) * (frames.ndim - 2))
+    return jnp.where(mask, frames, jnp.zeros((), frames.dtype))

@@ -1,0 +1,72 @@
+#!/usr/bin/env python
+"""Evaluates the newest checkpoint of a run; prints JSON.
+
+examples:
+  python scripts/evaluate.py runs/Pong/dqn-hl_gauss-fast/seed0 --episodes 10
+  python scripts/evaluate.py RUN_DIR --video out.mp4     one more episode, beside the predicted value distributions
+  python scripts/evaluate.py RUN_DIR --epsilon 1         the level of random play
+  python scripts/evaluate.py RUN_DIR --export params.safetensors
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from agents import policy as policies
+from agents import video
+from agents.config import ConfigError
+from agents.evaluation import evaluate, human_normalised
+
+
+def main(argv=None) -> int:
+    """Runs the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("run_dir", help="run directory")
+    parser.add_argument("--episodes", type=int, default=10, help="episodes to play (default: 10)")
+    parser.add_argument("--epsilon", type=float, help="exploration rate (default: the run's epsilon_eval, 0.001)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of games and exploration (default: 0)")
+    parser.add_argument("--video", metavar="FILE.mp4", help="record one more episode")
+    parser.add_argument("--export", metavar="FILE.safetensors", help="write the parameters")
+    args = parser.parse_args(argv)
+    if args.episodes < 1:
+        parser.error(f"--episodes must be at least 1; got {args.episodes}")
+    if args.epsilon is not None and not 0 <= args.epsilon <= 1:
+        parser.error(f"--epsilon is a probability; got {args.epsilon}")
+    if args.video:
+        video.check_path(args.video)
+
+    policy = policies.load(args.run_dir)
+    environment, agent = policy.experiment.environment, policy.experiment.agent
+    epsilon = agent.epsilon_eval if args.epsilon is None else args.epsilon
+    returns = evaluate(environment, policy.act, policy.params, args.episodes, epsilon, args.seed, policy.agent_steps)
+    result = {
+        "run_dir": args.run_dir,
+        "game": environment.name,
+        "agent_steps": policy.agent_steps,
+        "frames": policy.agent_steps * environment.frames_per_step,
+        "episodes": args.episodes,
+        "epsilon": epsilon,
+        "mean": returns.mean(),
+        "std": returns.std(),
+        "human_normalised": human_normalised(environment.name, returns.mean()),
+        "returns": returns.tolist(),
+    }
+    if args.video:
+        result["video"] = args.video
+        result["video_return"] = video.record(policy, args.video, epsilon, args.seed)
+    if args.export:
+        policy.export(args.export)
+        result["export"] = args.export
+    print(json.dumps(result, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (ConfigError, FileNotFoundError, ValueError) as error:
+        sys.exit(f"error: {error}")

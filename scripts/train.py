@@ -1,0 +1,194 @@
+#!/usr/bin/env python
+"""Trains an agent on one game and ends with an evaluation. The same command again resumes where it stopped.
+
+examples:
+  python scripts/train.py --game Breakout                         DQN + HL-Gauss, the paper's values, fast preset
+  python scripts/train.py --game Pong --head mse --preset paper   the paper's baseline under its protocol
+  python scripts/train.py --game Asterix --preset quick --steps 100000 --seed 1
+  python scripts/train.py --env MinAtar/Breakout-v1 --head two_hot
+  python scripts/train.py --env CartPole-v1 --head mse --steps 50000
+  python scripts/train.py --base_dir=runs --gin_files=configs/dqn.gin --gin_files=configs/heads/hl_gauss.gin \\
+      --gin_bindings='Learner.batch_size = 64'
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import sys
+from pathlib import Path
+
+import gin
+
+from agents import config, run_directory
+from agents.checkpoint import Checkpointer
+from agents.loop import train
+from agents.trainer import Trainer
+
+LABELS = {
+    "paper": "paper: the paper's protocol",
+    "fast": "fast: the paper's values in agent steps; many games at once, overlapped with the learner",
+    "quick": "QUICK: for a first hour; NOT the paper's protocol, no ranking of heads can be read from it",
+}
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--agent", help="agent: a file of configs/ (default: dqn, unless --gin_files names one)")
+    add("--head", help="value head: a file of configs/heads/ (default: hl_gauss, unless --gin_files names one)")
+    add("--preset", help="paper, fast, quick or minatar (default: fast; minatar for MinAtar)")
+    add("--torso", help="torso: a file of configs/torsos/")
+    task = parser.add_mutually_exclusive_group()
+    task.add_argument("--game", help="Atari game in CamelCase, e.g. MsPacman")
+    task.add_argument(
+        "--env", help="id of a Gymnasium environment, e.g. CartPole-v1, MinAtar/Breakout-v1, module:Id-v0"
+    )
+    add("--seed", type=int, help="determines parameters, games, exploration and sampling")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=int, help="length of the run in agent steps")
+    length.add_argument("--frames", type=int, help="length of the run in frames (4 per agent step on Atari)")
+    add("--num_envs", type=int, help="games stepped in parallel; 0 chooses by the machine")
+    add("--warmup_steps", type=int, help="agent steps before the first update")
+    add("--replay_capacity", type=int, help="transitions kept")
+    add("--eval_every", type=int, help="agent steps between evaluations; 0: only at the end")
+    add("--eval_episodes", type=int, help="episodes per evaluation")
+    add("--base_dir", default="runs", help="parent of the run directories (default: runs)")
+    add("--run_dir", help="exactly this run directory, instead of one named by the settings")
+    add("--gin_files", action="append", default=[], metavar="FILE", help="gin file, may be repeated; later ones win")
+    add("--gin_bindings", action="append", default=[], metavar="BINDING", help="gin binding, may be repeated")
+    add("--print_config", action="store_true", help="print the operative config and stop")
+    add("--profile", action="store_true", help="write a trace of some updates to the run directory")
+    return parser.parse_args(argv)
+
+
+# Shipped gin files compose by folder, in this order; the user's own come last.
+FOLDERS = (".", "heads", "environments", "presets", "torsos")
+
+
+def gin_files(args) -> list[str]:
+    """The gin files that a command line names, directly, by short form or by default."""
+    names = {
+        ".": args.agent,
+        "heads": args.head,
+        "environments": "gymnasium" if args.env else None,
+        "presets": args.preset,
+        "torsos": args.torso,
+    }
+    files = [config.shipped(folder, name) for folder, name in names.items() if name] + args.gin_files
+    preset = "minatar" if (args.env or "").startswith("MinAtar/") else "fast"
+    for folder, default in {".": "dqn", "heads": "hl_gauss", "presets": preset}.items():
+        if folder not in map(config.folder, files):
+            files.append(config.shipped(folder, default))
+    order = lambda file: FOLDERS.index(config.folder(file)) if config.folder(file) else len(FOLDERS)
+    return [config.shipped(".", "base"), *sorted(files, key=order)]
+
+
+def bindings(args) -> list[str]:
+    """The gin bindings that the flags stand for, then the user's own."""
+    flags = {
+        "Atari.game": args.game,
+        "Gymnasium.id": args.env,
+        "Experiment.seed": args.seed,
+        "Experiment.total_steps": args.steps,
+        "Experiment.num_envs": args.num_envs,
+        "Experiment.warmup_steps": args.warmup_steps,
+        "UniformReplay.capacity": args.replay_capacity,
+        "Experiment.eval_every_steps": args.eval_every,
+        "Experiment.eval_episodes": args.eval_episodes,
+    }
+    return [f"{name} = {value!r}" for name, value in flags.items() if value is not None] + args.gin_bindings
+
+
+def load(args):
+    """Builds the experiment of a command line; returns it with the lines that report overrides."""
+    files, lines = gin_files(args), bindings(args)
+    experiment, overrides = config.load(files, lines)
+    if args.frames is not None:
+        steps = args.frames // experiment.environment.frames_per_step
+        experiment, overrides = config.load(files, [*lines, f"Experiment.total_steps = {steps}"])
+    return experiment, overrides
+
+
+def announce(trainer: Trainer, run_dir: Path, start: int, overrides) -> None:
+    """Prints what is about to run."""
+    x, env = trainer.experiment, trainer.experiment.environment
+    if run_directory.unused_gpu():
+        print(
+            "*" * 100 + "\nWARNING: this machine has a GPU, but JAX runs on the CPU, many times slower.\n"
+            "Install JAX for it: make setup EXTRA=cuda13\n" + "*" * 100
+        )
+    protocol = ", ".join(f"{field.name} {getattr(env, field.name)}" for field in dataclasses.fields(env))
+    frames = x.total_steps * env.frames_per_step
+    order = (
+        f"stepped while the learner computes; updates come {x.num_envs} agent steps later"
+        if x.overlap
+        else "stepped in turn with the learner"
+    )
+    rows = {
+        "Run": f"{run_dir} ({f'goes on at {start:,} agent steps' if start else 'new'})",
+        "Device": run_directory.device(),
+        "Protocol": f"{type(env).__name__}: {protocol}",
+        "Length": f"{x.total_steps:,} agent steps = {frames:,} frames, seed {x.seed}",
+        "Games": f"{x.num_envs}, {order}",
+        "Head": f"{x.head}",
+        "Network": f"{trainer.num_parameters:,} parameters",
+        "Replay": f"{x.replay.capacity:,} transitions, {trainer.replay_bytes / 1e9:.2f} GB, allocated at once",
+        "Curves": f"tensorboard --logdir {run_dir.parents[2] if len(run_dir.parts) > 3 else run_dir}",
+    }
+    for key, text in rows.items():
+        print(f"{key:<9} {text}")
+    for line in overrides:
+        print(f"Override  {line}")
+
+
+def main(argv=None) -> int:
+    """Runs the command line; returns the exit code."""
+    args = parse_args(argv)
+    experiment, overrides = load(args)
+    settings = config.settings()
+    if args.print_config:
+        print(gin.operative_config_str())
+        return 0
+    own = [file for file in gin_files(args)[1:]]
+    run_dir = Path(args.run_dir or Path(args.base_dir, run_directory.name(experiment, own, args.gin_bindings)))
+
+    manifest = run_directory.read_manifest(run_dir)
+    start = 0
+    if manifest:
+        run_directory.refuse_other_settings(run_dir, manifest, settings)
+        experiment = dataclasses.replace(experiment, num_envs=manifest["num_envs"])
+        start = latest_checkpoint(run_dir) or 0
+        if start >= experiment.total_steps:
+            print(
+                f"{run_dir} is finished: {start:,} agent steps. Pass more --steps to go on, or evaluate it:\n"
+                f"  python scripts/evaluate.py {run_dir}"
+            )
+            return 0
+    trainer = Trainer(experiment)
+    if not manifest:
+        run_directory.create(run_dir, trainer, settings)
+    announce(trainer, run_dir, start, overrides)
+    interrupted_by = train(trainer, run_dir, (gin.operative_config_str(), settings), args.profile)
+    if interrupted_by:
+        print(f"Interrupted at {trainer.agent_steps:,} agent steps; all is saved. The same command goes on from there.")
+        return 128 + interrupted_by
+    print(f"Finished: {run_dir}\nWatch it play: python scripts/evaluate.py {run_dir} --episodes 10 --video out.mp4")
+    return 0
+
+
+def latest_checkpoint(run_dir: Path) -> int | None:
+    """Agent steps of the newest checkpoint."""
+    with contextlib.closing(Checkpointer(run_dir)) as checkpointer:
+        return checkpointer.latest()
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (config.ConfigError, MemoryError, ValueError) as error:
+        sys.exit(f"error: {error}")

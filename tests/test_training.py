@@ -1,0 +1,187 @@
+"""The real entry point with every knob shrunk: it trains, resumes, refuses, evaluates, and learns with every head."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from agents import config, logger, policy
+from agents.checkpoint import Checkpointer
+from agents.evaluation import evaluate as play
+from scripts import evaluate, train
+
+HEADS = ["mse", "huber", "mse_softmax", "two_hot", "hl_gauss", "c51"]
+
+
+def pong(run_dir, steps, *more):
+    """200 frames per episode, 4 games, 33 updates in 200 agent steps."""
+    knobs = {
+        "Learner.batch_size": 4,
+        "Experiment.log_every_steps": 40,
+        "Experiment.diagnose_every_steps": 100,
+        "Atari.max_episode_frames": 200,
+    }
+    flags = ["--game=Pong", f"--run_dir={run_dir}", f"--steps={steps}", "--num_envs=4", "--warmup_steps=64"]
+    flags += ["--replay_capacity=200", "--eval_episodes=1"]
+    return [*flags, *(f"--gin_bindings={name} = {value}" for name, value in knobs.items()), *more]
+
+
+def catch(run_dir, head, steps, *more):
+    knobs = {
+        "DQN.epsilon_decay_steps": 1000,
+        "DQN.discount": 0.9,
+        "Learner.target_period_steps": 100,
+        "adam.learning_rate": 1e-3,
+        "MLP.features": (64,),
+        "Experiment.eval_episodes": 50,
+        "Experiment.replay_ratio": 0.5,
+    }
+    flags = ["--env=catch:Catch-v0", f"--head={head}", f"--run_dir={run_dir}", f"--steps={steps}", "--num_envs=4"]
+    flags += ["--warmup_steps=200", "--replay_capacity=5000"]
+    return [*flags, *(f"--gin_bindings={name} = {value}" for name, value in knobs.items()), *more]
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """A finished run of 200 agent steps on Pong."""
+    directory = tmp_path_factory.mktemp("pong") / "run"
+    assert train.main(pong(directory, 200)) == 0
+    return directory
+
+
+def test_counts(run_dir):
+    rows = logger.read(run_dir)
+    last = [row for row in rows if "train/loss" in row][-1]
+    assert (last["agent_steps"], last["frames"]) == (200, 800)
+    assert last["train/replay_ratio"] == pytest.approx(0.25)
+    assert [row["episode/length"] for row in rows if "episode/length" in row] == [50] * 4
+    updates = policy_updates(run_dir)
+    assert updates == (196 - 64) // 4  # with overlap, the updates due after the last step of all games are not made
+
+
+def policy_updates(run_dir):
+    checkpointer = Checkpointer(run_dir)
+    return int(checkpointer.restore_learner({"updates": jax.ShapeDtypeStruct((), np.int32)})["updates"])
+
+
+def test_run_directory(run_dir):
+    manifest = json.loads((run_dir / "manifest.json").read_text())
+    assert manifest["protocol"]["sticky"] == 0.25 and manifest["settings"]["HLGauss.sigma_ratio"] == "0.75"
+    assert manifest["parameters"] == 4_200_402  # NatureCNN with SAME padding, 6 actions x 51 bins
+    rows = logger.read(run_dir)
+    keys = {key for row in rows for key in row}
+    expected = {f"train/{name}" for name in ("epsilon", "loss", "q_mean", "q_max", "grad_norm", "td_error")}
+    expected |= {"speed/steps_per_second", "speed/updates_per_second", "eval/return", "episode/return"}
+    expected |= {"features/dormant_units", "features/effective_rank"}
+    expected |= {"head/entropy", "head/edge_mass", "head/targets_outside_support"}
+    assert expected <= keys
+
+    events = EventAccumulator(str(run_dir)).Reload()
+    assert set(events.Tags()["tensors"]) >= keys - {"agent_steps", "frames", "seconds"}
+    in_events = [(event.step, event.tensor_proto.float_val[0]) for event in events.Tensors("train/loss")]
+    assert in_events == [(row["frames"], np.float32(row["train/loss"])) for row in rows if "train/loss" in row]
+    assert b"HLGauss.sigma_ratio" in events.Tensors("operative_config")[0].tensor_proto.string_val[0]
+
+
+def test_finished_extended_and_refused(run_dir, capsys):
+    assert train.main(pong(run_dir, 200)) == 0
+    assert "is finished" in capsys.readouterr().out
+    before = (run_dir / "metrics.jsonl").read_text()
+    with pytest.raises(config.ConfigError, match=r"DQN.n_step = 2, but the run there has 1"):
+        train.main(pong(run_dir, 400, "--gin_bindings=DQN.n_step = 2"))
+    assert (run_dir / "metrics.jsonl").read_text() == before
+
+    assert train.main(pong(run_dir, 300)) == 0
+    assert "goes on at 200" in capsys.readouterr().out
+    steps = [row["agent_steps"] for row in logger.read(run_dir)]
+    assert steps == sorted(steps) and steps[-1] == 300
+    assert policy_updates(run_dir) == (296 - 64) // 4
+
+
+def test_evaluates_and_exports(run_dir, tmp_path, capsys):
+    exported = tmp_path / "params.safetensors"
+    assert evaluate.main([str(run_dir), "--episodes=3", f"--export={exported}"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert len(result["returns"]) == 3 and result["epsilon"] == 0.001 and result["human_normalised"] is not None
+    params = load_file(exported)
+    assert sum(value.size for value in params.values()) == 4_200_402
+    assert params["head/kernel"].shape == (512, 6 * 51)
+
+
+def test_load_a_run_and_act(run_dir):
+    """The five lines of the README."""
+    agent = policy.load(run_dir)
+    games = agent.experiment.environment.make(num_envs=2)
+    observation, _ = games.reset(seed=0)
+    for _ in range(10):
+        observation, reward, terminated, truncated, _ = games.step(agent(observation))
+    assert observation.shape == (2, 4, 84, 84)
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_interrupted_run_goes_on(tmp_path, overlap, monkeypatch, capsys):
+    """SIGTERM saves at the next step; the next start cuts the logs back to that and goes on."""
+    more = ["--torso=mlp", "--gin_bindings=MLP.features = (16,)", f"--gin_bindings=Experiment.overlap = {overlap}"]
+    command = pong(tmp_path / "run", 200, *more)
+    write = logger.Logger.write
+
+    def write_then_kill(self, agent_steps, *args):
+        write(self, agent_steps, *args)
+        if agent_steps == 120:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(logger.Logger, "write", write_then_kill)
+    assert train.main(command) == 128 + signal.SIGTERM
+    monkeypatch.undo()
+    assert Checkpointer(tmp_path / "run").latest() == 120
+    with (tmp_path / "run/metrics.jsonl").open("a") as file:  # logged after the checkpoint, then killed
+        file.write('{"agent_steps": 999}\n{"agent_st')
+    assert train.main(command) == 0
+    steps = [row["agent_steps"] for row in logger.read(tmp_path / "run")]
+    assert steps == sorted(steps) and steps[-1] == 200
+    assert policy_updates(tmp_path / "run") == ((196 if overlap else 200) - 64) // 4
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_learns(tmp_path, head):
+    """Random play on Catch scores -0.6; a perfect one scores 1."""
+    assert train.main(catch(tmp_path, head, 10_000)) == 0
+    returns = [row["eval/return"] for row in logger.read(tmp_path) if "eval/return" in row]
+    assert returns[-1] > 0.5
+
+
+def test_evaluation_counts_episodes_fixed_in_advance():
+    """30 episodes on 16 games: two each for 14 of them, one each for 2, however long they take."""
+    experiment, _ = config.load(
+        [
+            *map(
+                str,
+                (
+                    config.CONFIGS / name
+                    for name in ("base.gin", "dqn.gin", "heads/mse.gin", "environments/gymnasium.gin")
+                ),
+            )
+        ],
+        ["Gymnasium.id = 'catch:Catch-v0'"],
+    )
+    act = lambda params, observation, key, epsilon: jax.random.randint(key, observation.shape[:1], 0, 3)
+    returns = play(experiment.environment, act, None, 30, 0.0, 1)
+    assert returns.shape == (30,) and set(returns) <= {-1.0, 1.0}
+
+
+def test_too_large_a_replay_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(MemoryError, match="--replay_capacity"):
+        train.main([*pong(tmp_path / "run", 200)[:-9], "--gin_bindings=UniformReplay.capacity = 10_000_000_000"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_directory_is_not_touched(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(config.ConfigError, match="holds no run"):
+        train.main(pong(tmp_path, 200))
+    assert os.listdir(tmp_path) == ["thesis.tex"]

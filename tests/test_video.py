@@ -1,0 +1,93 @@
+"""Videos: frames, size and content of the file; paths that cannot be written."""
+
+from types import SimpleNamespace
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from agents import video
+from agents.environments import Atari
+from agents.policy import Policy
+from networks.q_network import QNetwork
+from networks.torsos import MLP
+from networks.value_heads import HLGauss, Scalar
+
+STEPS = 20
+
+
+def make_policy(head, environment=None):
+    def act(network, head, params, observation, key, epsilon):
+        q = head.decode(network.apply(params, observation)[0])
+        return jnp.where(jax.random.uniform(key) < epsilon, 0, q.argmax(-1))
+
+    network = QNetwork(num_actions=6, num_logits=head.num_logits, torso=MLP(features=(8,)))
+    environment = environment or Atari("Pong", screen=20)
+    experiment = SimpleNamespace(environment=environment, head=head, agent=SimpleNamespace(act=act))
+    params = network.init(jax.random.key(0), jnp.zeros((1, 4, 20, 20), jnp.uint8))
+    return Policy(experiment, network, params, agent_steps=0)
+
+
+def read(path):
+    """Decodes a video: frames [T, height, width, 3], frames per second, codec, pixel format."""
+    capture = cv2.VideoCapture(str(path))
+    frames = []
+    while (frame := capture.read()[1]) is not None:
+        frames.append(frame)
+    fourcc = (int(capture.get(key)) for key in (cv2.CAP_PROP_FOURCC, cv2.CAP_PROP_CODEC_PIXEL_FORMAT))
+    return np.stack(frames), capture.get(cv2.CAP_PROP_FPS), *(code.to_bytes(4, "little") for code in fourcc)
+
+
+@pytest.mark.parametrize("head", [Scalar(), HLGauss(num_bins=11), HLGauss(num_bins=11, symlog=True)], ids=str)
+def test_a_video_has_a_frame_per_state_and_shows_the_predictions(head, tmp_path):
+    path = tmp_path / "pong.mp4"
+    path.write_text("an older video")
+    episode_return = video.record(make_policy(head), path, epsilon=0.5, max_steps=STEPS)
+    assert isinstance(episode_return, float)
+    assert list(tmp_path.iterdir()) == [path]  # no half-written file stays
+
+    frames, fps, codec, pixel_format = read(path)
+    assert frames.shape == (STEPS + 1, *reversed(video.SIZE), 3) and fps == 15
+    assert codec == b"h264" and pixel_format == b"I420"  # what browsers play
+    game, panel = frames[:, video.TOP :, :400], frames[:, video.TOP :, 640:]
+    assert np.ptp(game, axis=0).max() > 50 and np.ptp(panel, axis=0).max() > 50
+
+
+def test_the_return_is_raw_and_the_episode_whole(tmp_path):
+    environment = Atari("Pong", screen=20, max_episode_frames=400)
+    policy = make_policy(Scalar(), environment)
+    path = tmp_path / "pong.mp4"
+    episode_return = video.record(policy, path, epsilon=0.0)
+    assert len(read(path)[0]) == 101
+    assert -21 <= episode_return < 0 and episode_return == round(episode_return)
+
+
+@pytest.mark.parametrize("name", ["video.gif", "video", "missing/video.mp4"])
+def test_bad_paths_are_refused_before_playing(name, tmp_path):
+    def make_single(render_mode):
+        pytest.fail("The game was made.")
+
+    policy = SimpleNamespace(experiment=SimpleNamespace(environment=SimpleNamespace(make_single=make_single)))
+    with pytest.raises(ValueError, match="mp4"):
+        video.record(policy, tmp_path / name, epsilon=0.0)
+
+
+def test_a_failure_leaves_the_old_video(tmp_path):
+    path = tmp_path / "pong.mp4"
+    path.write_text("an older video")
+    policy = make_policy(Scalar())
+    policy.logits = lambda observation: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        video.record(policy, path, epsilon=0.0)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["an older video"]
+
+
+@pytest.mark.parametrize("is_symlog", [False, True])
+@pytest.mark.parametrize("low, high", [(-10, 10), (0, 1e-5), (3.2, 7.1), (-9, 12), (0, 1000), (-0.2, 1.2)])
+def test_an_axis_has_a_few_ticks_inside_it(low, high, is_symlog):
+    ticks = video._ticks(low, high, is_symlog)
+    assert 1 <= len(ticks) <= 11
+    assert all(low <= tick <= high for tick in ticks)
+    assert len(set(ticks.values())) == len(ticks)
