@@ -26,10 +26,11 @@ from agents.checkpoint import Checkpointer
 from agents.loop import train
 from agents.trainer import Trainer
 
-LABELS = {
-    "paper": "paper: the paper's protocol",
-    "fast": "fast: the paper's values in agent steps; many games at once, overlapped with the learner",
-    "quick": "QUICK: for a first hour; NOT the paper's protocol, no ranking of heads can be read from it",
+PRESETS = {
+    "paper": "the paper's protocol",
+    "fast": "the paper's values in agent steps, many games at once, stepped while the learner computes",
+    "quick": "for a first hour. NOT the paper's protocol: no ranking of heads can be read from it",
+    "minatar": "MinAtar at full length",
 }
 
 
@@ -114,7 +115,7 @@ def load(args):
     return experiment, overrides
 
 
-def announce(trainer: Trainer, run_dir: Path, start: int, overrides) -> None:
+def announce(trainer: Trainer, files, run_dir: Path, logdir, start: int, overrides) -> None:
     """Prints what is about to run."""
     x, env = trainer.experiment, trainer.experiment.environment
     if run_directory.unused_gpu():
@@ -129,7 +130,9 @@ def announce(trainer: Trainer, run_dir: Path, start: int, overrides) -> None:
         if x.overlap
         else "stepped in turn with the learner"
     )
+    presets = [Path(file).stem for file in files if config.folder(file) == "presets"]
     rows = {
+        "Preset": ", ".join(f"{preset}: {PRESETS.get(preset, '')}" for preset in presets),
         "Run": f"{run_dir} ({f'goes on at {start:,} agent steps' if start else 'new'})",
         "Device": run_directory.device(),
         "Protocol": f"{type(env).__name__}: {protocol}",
@@ -138,7 +141,7 @@ def announce(trainer: Trainer, run_dir: Path, start: int, overrides) -> None:
         "Head": f"{x.head}",
         "Network": f"{trainer.num_parameters:,} parameters",
         "Replay": f"{x.replay.capacity:,} transitions, {trainer.replay_bytes / 1e9:.2f} GB, allocated at once",
-        "Curves": f"tensorboard --logdir {run_dir.parents[2] if len(run_dir.parts) > 3 else run_dir}",
+        "Curves": f"tensorboard --logdir {logdir}",
     }
     for key, text in rows.items():
         print(f"{key:<9} {text}")
@@ -154,8 +157,8 @@ def main(argv=None) -> int:
     if args.print_config:
         print(gin.operative_config_str())
         return 0
-    own = [file for file in gin_files(args)[1:]]
-    run_dir = Path(args.run_dir or Path(args.base_dir, run_directory.name(experiment, own, args.gin_bindings)))
+    files = gin_files(args)
+    run_dir = Path(args.run_dir or Path(args.base_dir, run_directory.name(experiment, files[1:], args.gin_bindings)))
 
     manifest = run_directory.read_manifest(run_dir)
     start = 0
@@ -172,7 +175,7 @@ def main(argv=None) -> int:
     trainer = Trainer(experiment)
     if not manifest:
         run_directory.create(run_dir, trainer, settings)
-    announce(trainer, run_dir, start, overrides)
+    announce(trainer, files, run_dir, args.run_dir or args.base_dir, start, overrides)
     interrupted_by = train(trainer, run_dir, (gin.operative_config_str(), settings), args.profile)
     if interrupted_by:
         print(f"Interrupted at {trainer.agent_steps:,} agent steps; all is saved. The same command goes on from there.")

@@ -1,0 +1,34 @@
+"""The main job on the newest Python and JAX that the constraints name; minutes long, for it installs them."""
+
+import shutil
+import subprocess
+
+import pytest
+
+from agents.config import ROOT
+
+
+def newest_python():
+    """A Python that gets the newest JAX; pyenv's shims exist for versions that do not run."""
+    for name in ("python3.14", "python3.13", "python3.12"):
+        path = shutil.which(name)
+        if path and subprocess.run([path, "-c", ""], capture_output=True).returncode == 0:
+            return path
+    return None
+
+
+@pytest.mark.slow
+def test_trains_on_the_newest_jax(tmp_path):
+    python = newest_python()
+    if python is None:
+        pytest.skip("needs Python 3.12 or newer on the PATH")
+    run = lambda *command: subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stdout
+    run(python, "-m", "venv", tmp_path / "venv")
+    venv_python = tmp_path / "venv/bin/python"
+    run(venv_python, "-m", "pip", "install", "--quiet", "-c", ".ci/constraints.txt", "-e", ".[dev]")
+    assert run(venv_python, "-c", "import jax; print(jax.__version__)") >= "0.11"
+    # The tests of the main job; the rest does not depend on the version of Python.
+    out = run(
+        venv_python, "-m", "pytest", "-q", "tests/test_training.py", "tests/test_replay.py", "tests/test_learner.py"
+    )
+    assert " passed" in out and "failed" not in out
