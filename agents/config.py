@@ -21,6 +21,7 @@ from agents.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
+BASE = str(CONFIGS / "base.gin")
 COMMAND_LINE = "command line"
 
 
@@ -56,22 +57,35 @@ def load(files, bindings=()) -> tuple[Experiment, list[str]]:
       ConfigError: for anything that would not take effect as written.
     """
     gin.clear_config()
-    sources: dict[Key, str] = {}
-    replaced: set[tuple[str, str]] = set()
+    sources: dict[Key, int] = {}  # which source each binding comes from
+    replaced: dict[tuple[str, str], int] = {}  # parts that a source has replaced by others
     overrides: list[str] = []
-    for source, text in [*((str(file), _read(file)) for file in files), (COMMAND_LINE, "\n".join(bindings))]:
+    names = [*map(_shown, files), COMMAND_LINE]
+    texts = [*(_path(file).read_text() for file in files), "\n".join(bindings)]
+    for number, (name, text) in enumerate(zip(names, texts, strict=True)):
         before = _bindings()
-        _refuse_duplicates(source, text)
-        _parse(source, text)
-        for key, value in _bindings().items():
-            if key not in before:
-                sources[key] = source
-            elif repr(before[key]) != repr(value):
-                overrides.append(f"{key} = {value!r} ({source}) instead of {before[key]!r} ({sources[key]})")
-                replaced |= _reachable(before[key], before)
-                sources[key] = source
+        gin_state._CONFIG.clear()  # so that a binding to the value it already had is seen
+        _check_statements(name, text)
+        _parse(name, text)
+        new = _bindings()
+        for key, value in new.items():
+            if key in before and repr(before[key]) != repr(value):
+                overrides.append(f"{key} = {value!r} ({name}) instead of {before[key]!r} ({names[sources[key]]})")
+                replaced |= dict.fromkeys(_reachable(before[key], before), number)
+            sources[key] = number
+        for key, value in before.items():
+            if key not in new:
+                gin_state._CONFIG.setdefault(key[:2], {})[key.parameter] = value
     experiment = _build()
-    _refuse_unused(sources, replaced)
+    # A part that a later file replaced takes its own bindings with it; shipped files are made for many combinations.
+    lenient = {number for number, file in enumerate(files) if folder(file)}
+    obsolete = {
+        key
+        for key, number in sources.items()
+        for (scope, selector), by in replaced.items()
+        if selector == key.selector and _is_prefix(key.scope, scope) and (number < by or number in lenient)
+    }
+    _refuse_unused({key: names[number] for key, number in sources.items()}, obsolete)
     return experiment, overrides
 
 
@@ -81,18 +95,33 @@ def shipped(folder: str, name: str) -> str:
     Raises:
       ConfigError: if there is none.
     """
-    names = sorted(path.stem for path in (CONFIGS / folder).glob("*.gin"))
+    names = sorted(path.stem for path in (CONFIGS / folder).glob("*.gin") if str(path) != BASE)
     if name not in names:
         kind = "agent" if folder == "." else folder.removesuffix("s")
-        choices = [other for other in names if other != "base"]
-        raise ConfigError(f"Unknown {kind} {name!r}.{_did_you_mean(name, choices)} Allowed: {', '.join(choices)}.")
-    return str(Path("configs", folder, f"{name}.gin"))
+        raise ConfigError(f"Unknown {kind} {name!r}.{_did_you_mean(name, names)} Allowed: {', '.join(names)}.")
+    return str(CONFIGS / folder / f"{name}.gin")
 
 
 def folder(file: str) -> str | None:
     """The folder of configs/ that a gin file is shipped in, '.' for agents; None for a file of the user's."""
-    path = (ROOT / file).resolve()
+    path = _path(file)
     return str(path.parent.relative_to(CONFIGS)) if path.is_relative_to(CONFIGS) else None
+
+
+def _path(file) -> Path:
+    """Finds a gin file from the working directory, or else from the project's."""
+    for path in (Path(file), ROOT / file):
+        if path.is_file():
+            return path.resolve()
+    names = [_shown(path) for path in sorted(CONFIGS.rglob("*.gin"))]
+    raise ConfigError(
+        f"There is no gin file {str(file)!r}.{_did_you_mean(str(file), names)} Shipped: {', '.join(names)}."
+    )
+
+
+def _shown(file) -> str:
+    path = Path(file)
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
 def settings() -> dict[str, str]:
@@ -113,16 +142,6 @@ def _bindings() -> dict[Key, object]:
     }
 
 
-def _read(file) -> str:
-    for path in (Path(file), ROOT / file):
-        if path.is_file():
-            return path.read_text()
-    shipped = [str(path.relative_to(ROOT)) for path in sorted(CONFIGS.rglob("*.gin"))]
-    raise ConfigError(
-        f"There is no gin file {str(file)!r}.{_did_you_mean(str(file), shipped)} Shipped: {', '.join(shipped)}."
-    )
-
-
 class _Anything(config_parser.ParserDelegate):
     """Parses references and macros without resolving them."""
 
@@ -133,19 +152,23 @@ class _Anything(config_parser.ParserDelegate):
         return macro_name
 
 
-def _refuse_duplicates(source: str, text: str) -> None:
+def _check_statements(source: str, text: str) -> None:
+    """Refuses what gin would silently accept in one source."""
     seen: dict[tuple, int] = {}
     try:
         statements = list(config_parser.ConfigParser(text, _Anything()))
     except SyntaxError:
         return  # `_parse` reports it, with a hint
     for statement in statements:
+        line = statement.location.line_num
+        if isinstance(statement, config_parser.IncludeStatement):
+            raise ConfigError(f"{source}, line {line}: include is not supported. Pass --gin_files once for each file.")
         if isinstance(statement, config_parser.BindingStatement):
             # Learner.x and learner.Learner.x are the same.
             key = (statement.scope, statement.selector.rpartition(".")[2], statement.arg_name)
-            line = statement.location.line_num
             if key in seen:
-                name = "/".join(filter(None, key[:1])) + ".".join(filter(None, key[1:]))
+                scope = f"{key[0]}/" if key[0] else ""
+                name = scope + ".".join(filter(None, key[1:]))
                 raise ConfigError(f"{source}: {name} is bound twice, in lines {seen[key]} and {line}. Remove one.")
             seen[key] = line
 
@@ -180,6 +203,7 @@ def _build() -> Experiment:
     try:
         gin.finalize()  # refuses references to unknown classes
         experiment = gin.get_configurable(Experiment)()
+        # Built here too, so that its bindings are checked and recorded with the others.
         experiment.network(num_actions=1, num_logits=1)
         return experiment
     except ConfigError:
@@ -210,21 +234,19 @@ def _reachable(value, bindings) -> set[tuple[str, str]]:
                 queue += [
                     value
                     for key, value in bindings.items()
-                    if key.selector == part[1] and part[0].startswith(key.scope)
+                    if key.selector == part[1] and _is_prefix(key.scope, part[0])
                 ]
     return found
 
 
-def _refuse_unused(sources: dict[Key, str], replaced) -> None:
-    """Refuses bindings that the built experiment did not read, and forgets those that a later file made obsolete."""
+def _refuse_unused(sources: dict[Key, str], obsolete: set[Key]) -> None:
+    """Refuses bindings that the built experiment did not read; forgets those that are obsolete."""
     bindings = _bindings()
     for key, source in sources.items():
         winners = _winners(key, bindings)
         if key in winners:
             continue
-        # What a later file replaced takes its own bindings with it; a flag is never obsolete.
-        obsolete = winners or any(key.selector == part and _is_prefix(key.scope, scope) for scope, part in replaced)
-        if source != COMMAND_LINE and obsolete:
+        if source != COMMAND_LINE and (winners or key in obsolete):
             del gin_state._CONFIG[key[:2]][key.parameter]
         elif winners:
             winner = winners.pop()

@@ -36,10 +36,18 @@ class DQN:
     epsilon_eval: float = 0.001
     epsilon_decay_steps: int = 250_000
 
+    def __post_init__(self):
+        if self.n_step < 1 or self.epsilon_decay_steps < 0:
+            raise ValueError(f"DQN needs n_step >= 1 and epsilon_decay_steps >= 0; got {self}.")
+        if not all(0 <= value <= 1 for value in (self.discount, self.epsilon_train, self.epsilon_eval)):
+            raise ValueError(f"DQN's discount, epsilon_train and epsilon_eval lie in [0, 1]; got {self}.")
+
     def epsilon(self, agent_steps: int, warmup_steps: int) -> float:
         """Exploration rate after `agent_steps`: 1 during the warm-up, then a linear fall to `epsilon_train`."""
+        if agent_steps < warmup_steps:
+            return 1.0
         left = 1 - (agent_steps - warmup_steps) / self.epsilon_decay_steps if self.epsilon_decay_steps else 0.0
-        return self.epsilon_train + (1 - self.epsilon_train) * min(max(left, 0.0), 1.0)
+        return self.epsilon_train + (1 - self.epsilon_train) * max(left, 0.0)
 
     def act(self, network, head, params, observation, key, epsilon):
         """Chooses actions [N] int32 for observations [N, stack, ...], each random with probability epsilon."""

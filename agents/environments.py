@@ -64,6 +64,10 @@ class Atari:
             near = difflib.get_close_matches(str(self.game), ROMS, n=3, cutoff=0.4)
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
             raise ValueError(f"Unknown game {self.game!r}.{hint} All games: {', '.join(ROMS)}.")
+        if not 0 <= self.sticky <= 1:
+            raise ValueError(f"Atari.sticky is a probability; got {self.sticky}.")
+        if min(self.frame_skip, self.stack, self.screen, self.max_episode_frames) < 1 or self.noop_max < 0:
+            raise ValueError(f"Atari's frame_skip, stack, screen and max_episode_frames must be positive; got {self}.")
 
     @property
     def name(self) -> str:

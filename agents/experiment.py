@@ -61,11 +61,27 @@ class Experiment:
     def __post_init__(self):
         if self.num_envs == 0:
             object.__setattr__(self, "num_envs", default_num_envs())
-        for name in ("total_steps", "num_envs", "log_every_steps", "diagnose_every_steps", "checkpoint_every_steps"):
+        positive = ("total_steps", "num_envs", "log_every_steps", "diagnose_every_steps", "checkpoint_every_steps")
+        for name in (*positive, "eval_episodes"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"Experiment.{name} must be positive; got {getattr(self, name)}.")
-        if not self.replay_ratio > 0:
-            raise ValueError(f"Experiment.replay_ratio must be positive; got {self.replay_ratio}.")
+        if self.seed < 0:
+            raise ValueError(f"Experiment.seed must not be negative; got {self.seed}.")
+        if self.total_steps <= self.warmup_steps:
+            raise ValueError(
+                f"The run has {self.total_steps:,} agent steps and a warm-up of {self.warmup_steps:,}: nothing would "
+                "be learned. Raise --steps or lower --warmup_steps."
+            )
+        if not self.replay_ratio > 0 or abs(self._ratio - self.replay_ratio) > 1e-6 * self.replay_ratio:
+            raise ValueError(
+                "Experiment.replay_ratio must be positive and a fraction of whole numbers up to 1000, e.g. 0.25; "
+                f"got {self.replay_ratio}."
+            )
+        if (self.learner.target_period_steps * self._ratio).denominator != 1:
+            raise ValueError(
+                f"Learner.target_period_steps is {self.learner.target_period_steps}; at {self.replay_ratio} updates "
+                f"per agent step it must be a multiple of {self._ratio.denominator}."
+            )
         per_step = self.updates_per_vector_step
         if per_step.denominator != 1 and per_step.numerator != 1:
             raise ValueError(
@@ -82,7 +98,7 @@ class Experiment:
         if self.replay.capacity < self.warmup_steps:
             raise ValueError(
                 f"The replay's capacity ({self.replay.capacity}) is smaller than Experiment.warmup_steps "
-                f"({self.warmup_steps}); no update would ever be made. Raise --replay_capacity or lower --warmup_steps."
+                f"({self.warmup_steps}) and could not hold it. Raise --replay_capacity or lower --warmup_steps."
             )
 
     @property

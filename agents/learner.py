@@ -40,6 +40,13 @@ class Learner:
     target_period_steps: int = 8_000
     max_grad_norm: float | None = None
 
+    def __post_init__(self):
+        if self.batch_size < 1 or self.target_period_steps < 1:
+            raise ValueError(
+                f"Learner.batch_size and .target_period_steps must be positive; got {self.batch_size} and "
+                f"{self.target_period_steps}."
+            )
+
     def transformation(self) -> optax.GradientTransformation:
         """The optimizer, after gradient clipping if there is any."""
         if self.max_grad_norm is None:
@@ -78,7 +85,7 @@ def make_update(learner: Learner, agent, network, head, replay_ratio: float):
         updates = state.updates + 1
         target_params = optax.periodic_update(params, state.target_params, updates, target_period)
         metrics = {
-            "loss": jnp.mean(losses),
+            "loss": jnp.mean(batch.weight * losses),
             "grad_norm": optax.tree.norm(grads),
             **jax.tree.map(jnp.mean, diagnostics),
         }
@@ -90,7 +97,7 @@ def make_update(learner: Learner, agent, network, head, replay_ratio: float):
 def make_step(update, sample, num_updates: int):
     """Returns `step(state, replay_state, sums) -> (state, sums)`: num_updates times sample and update, compiled.
 
-    `sums` is a dict of metrics added up over updates, so that nothing is fetched from the device in between; its entry
+    `sums` is a dict of metrics added up over updates on the device, so that nothing is fetched in between; its entry
     "updates" counts them. Pass `{}` to start a new sum.
 
     Args:
@@ -106,26 +113,20 @@ def make_step(update, sample, num_updates: int):
         state, _, metrics = update(state._replace(key=key), batch)
         return state, {**metrics, "updates": jnp.float32(1)}
 
-    add = lambda sums, metrics: jax.tree.map(jnp.add, sums, metrics) if sums else metrics
-
-    if jax.default_backend() == "cpu":
-        # XLA:CPU runs convolutions inside a loop 10 times slower, and a call costs it next to nothing.
-        @jax.jit(donate_argnums=(0, 2))
-        def single(state, replay_state, sums):
-            state, metrics = one(state, replay_state)
-            return state, add(sums, metrics)
-
-        def step(state, replay_state, sums):
-            for _ in range(num_updates):
-                state, sums = single(state, replay_state, sums)
-            return state, sums
-
-        return step
-
-    @jax.jit(donate_argnums=(0, 2))
-    def step(state, replay_state, sums):
+    def scan(state, replay_state):
         state, metrics = jax.lax.scan(lambda state, _: one(state, replay_state), state, length=num_updates)
-        return state, add(sums, jax.tree.map(jnp.sum, metrics))
+        return state, jax.tree.map(jnp.sum, metrics)
+
+    # XLA:CPU runs convolutions inside a loop 10 times slower, and a call costs it next to nothing.
+    in_calls = jax.default_backend() == "cpu"
+    compiled = jax.jit(one if in_calls else scan, donate_argnums=0)
+    add = jax.jit(lambda sums, metrics: jax.tree.map(jnp.add, sums, metrics), donate_argnums=0)
+
+    def step(state, replay_state, sums):
+        for _ in range(num_updates if in_calls else 1):
+            state, metrics = compiled(state, replay_state)
+            sums = add(sums, metrics) if sums else metrics
+        return state, sums
 
     return step
 

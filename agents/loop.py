@@ -35,6 +35,7 @@ def train(trainer: Trainer, run_dir, description: tuple[str, dict[str, str]], pr
     frames_per_step = x.environment.frames_per_step
     with contextlib.ExitStack() as stack:
         owned = lambda part: stack.enter_context(contextlib.closing(part))
+        interrupt = stack.enter_context(Interrupt())
         checkpointer = owned(Checkpointer(run_dir))
         progress = trainer.restore(checkpointer)
         logger = owned(Logger(run_dir, frames_per_step, progress.get("log_offsets")))
@@ -42,12 +43,12 @@ def train(trainer: Trainer, run_dir, description: tuple[str, dict[str, str]], pr
             logger.describe(*description)
         display = owned(ProgressDisplay(trainer.agent_steps, x.total_steps, frames_per_step))
         report = Report(trainer, logger, display, progress.get("seconds", 0.0))
-        tracer = Tracer(run_dir) if profile else None
+        tracer = owned(Tracer(run_dir, profile))
         actor = owned(Actor(x.environment, x.num_envs, trainer.act, x.seed, trainer.agent_steps))
         trainer.add(actor.reset())
-        interrupt = stack.enter_context(Interrupt())
 
-        while trainer.agent_steps < x.total_steps and not interrupt.signal:
+        stop = False
+        while not stop:
             before = trainer.agent_steps
             actor.send(trainer.state.params, trainer.epsilon)
             if x.overlap:
@@ -62,13 +63,13 @@ def train(trainer: Trainer, run_dir, description: tuple[str, dict[str, str]], pr
             finished = trainer.agent_steps >= x.total_steps
             if due(x.log_every_steps):
                 report.log_point()
-                if tracer:
-                    tracer.toggle(trainer.updates)
+                tracer.toggle(trainer.updates)
             if due(x.diagnose_every_steps):
                 report.diagnosis()
             if due(x.eval_every_steps) or finished:
                 report.evaluation()
-            if due(x.checkpoint_every_steps) or finished or interrupt.signal:
+            stop = finished or interrupt.signal is not None
+            if due(x.checkpoint_every_steps) or stop:
                 trainer.save(checkpointer, {"seconds": report.seconds, "log_offsets": logger.offsets()})
     return interrupt.signal
 
@@ -92,14 +93,19 @@ class Interrupt:
 class Tracer:
     """Writes a trace of one log interval with updates to `run_dir/profile`, for TensorBoard or Perfetto."""
 
-    def __init__(self, run_dir):
-        self._directory, self._state = f"{run_dir}/profile", "waiting"
+    def __init__(self, run_dir, enabled: bool):
+        self._directory, self._state = f"{run_dir}/profile", "waiting" if enabled else "done"
 
     def toggle(self, updates: int) -> None:
         """Starts at the first log point after the first update, and stops at the next one."""
         if self._state == "waiting" and updates:
             jax.profiler.start_trace(self._directory)
             self._state = "tracing"
-        elif self._state == "tracing":
+        else:
+            self.close()
+
+    def close(self) -> None:
+        """Writes the trace if there is one under way."""
+        if self._state == "tracing":
             jax.profiler.stop_trace()
             self._state = "done"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -48,8 +49,15 @@ def name(experiment, files, bindings) -> Path:
       bindings: the user's own gin bindings, e.g. 'Learner.batch_size = 64', which becomes 'batch_size=64'.
     """
     stems = [Path(file).stem for file in files]
-    own = [re.sub(r"[^\w.=+-]+", "", binding.partition(".")[2] or binding) for binding in bindings]
-    return Path(experiment.environment.name, "-".join(stems + own)[:120], f"seed{experiment.seed}")
+    own = []
+    for binding in bindings:
+        parameter, _, value = binding.partition("=")
+        parameter = parameter.strip().rpartition(".")[2]
+        own.append(f"{parameter}={re.sub(r'[^A-Za-z0-9.+-]+', '_', value).strip('_')}")
+    middle = "-".join(stems + own)
+    if len(middle) > 120:
+        middle = f"{middle[:111]}-{hashlib.sha256(middle.encode()).hexdigest()[:8]}"
+    return Path(experiment.environment.name, middle, f"seed{experiment.seed}")
 
 
 def read_manifest(run_dir: Path) -> dict | None:

@@ -85,8 +85,8 @@ def gin_files(args) -> list[str]:
     for folder, default in {".": "dqn", "heads": "hl_gauss", "presets": preset}.items():
         if folder not in map(config.folder, files):
             files.append(config.shipped(folder, default))
-    order = lambda file: FOLDERS.index(config.folder(file)) if config.folder(file) else len(FOLDERS)
-    return [config.shipped(".", "base"), *sorted(files, key=order)]
+    order = {folder: place for place, folder in enumerate(FOLDERS)}
+    return [config.BASE, *sorted(files, key=lambda file: order.get(config.folder(file), len(order)))]
 
 
 def bindings(args) -> list[str]:
@@ -193,5 +193,7 @@ def latest_checkpoint(run_dir: Path) -> int | None:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (config.ConfigError, MemoryError, ValueError) as error:
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (config.ConfigError, MemoryError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")

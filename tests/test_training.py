@@ -185,3 +185,12 @@ def test_another_directory_is_not_touched(tmp_path):
     with pytest.raises(config.ConfigError, match="holds no run"):
         train.main(pong(tmp_path, 200))
     assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+def test_warns_of_a_support_that_is_too_narrow(tmp_path, capsys):
+    """Returns of +-1 on a support of +-0.3: the first diagnosis says so, and what to try."""
+    knobs = ["HLGauss.v_min = -0.3", "HLGauss.v_max = 0.3", "Experiment.diagnose_every_steps = 300"]
+    assert train.main(catch(tmp_path, "hl_gauss", 400, *(f"--gin_bindings={knob}" for knob in knobs))) == 0
+    out = capsys.readouterr().out
+    assert "of the TD targets lie outside the head's support [-0.3, 0.3]" in out
+    assert "--gin_bindings='HLGauss.v_max = " in out and out.count("WARNING") == 1

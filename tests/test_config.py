@@ -1,0 +1,452 @@
+"""Every shipped gin file builds and carries the paper's values; whatever would have no effect is an error."""
+
+import ast
+import dataclasses
+import os
+import shutil
+import textwrap
+from types import SimpleNamespace
+
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from agents import config, run_directory
+from agents.environments import Atari, Gymnasium
+from agents.learner import Learner
+from networks import torsos
+from networks.value_heads import C51, HLGauss, Scalar, ScalarSoftmax, TwoHot
+from scripts import train
+
+HEADER = "from __gin__ import dynamic_registration\n"
+
+
+def names(folder):
+    return sorted(path.stem for path in (config.CONFIGS / folder).glob("*.gin") if path.stem != "base")
+
+
+HEADS, AGENTS, MINATAR = names("heads"), names("."), "--env=MinAtar/Breakout-v1"
+# The part that each head's file names, with its values; the optimizer's lr and eps (Tables B.1-B.3).
+PAPER = {
+    "mse": (Scalar("mse"), 6.25e-5, 1.5e-4),
+    "huber": (Scalar("huber"), 6.25e-5, 1.5e-4),
+    "mse_softmax": (ScalarSoftmax(-10.0, 10.0, 51), 2.5e-4, 3.125e-4),
+    "two_hot": (TwoHot(-10.0, 10.0, 51), 2.5e-4, 3.125e-4),
+    "hl_gauss": (HLGauss(-10.0, 10.0, 51, sigma_ratio=0.75), 2.5e-4, 3.125e-4),
+    "c51": (C51(-10.0, 10.0, 51), 2.5e-4, 3.125e-4),
+}
+
+
+def load(*argv):
+    return train.load(train.parse_args(argv))
+
+
+def bind(*lines):
+    return [f"--gin_bindings={line}" for line in lines]
+
+
+def values():
+    """The settings, as Python values where they are."""
+
+    def value(text):
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            return text
+
+    return {name: value(text) for name, text in config.settings().items()}
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Writes a gin file of a user's, outside configs/ and away from the project's directory; gives its flag."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(text, name="own.gin"):
+        (tmp_path / name).write_text(HEADER + textwrap.dedent(text))
+        return f"--gin_files={name}"
+
+    return write
+
+
+# Every shipped file
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("preset", [[f"--preset={name}"] for name in names("presets")] + [[MINATAR]], ids="".join)
+def test_every_composition_builds_and_comes_back_from_its_config_file(agent, head, preset, tmp_path):
+    """No shipped file may be broken, and `evaluate` rebuilds a run from config.gin alone."""
+    experiment, _ = load(f"--agent={agent}", f"--head={head}", *preset, "--seed=3")
+    head_of_paper, *_ = PAPER[head]
+    assert experiment.head == head_of_paper and experiment.seed == 3
+    comes_back(experiment, tmp_path)
+
+
+@pytest.mark.parametrize("task", ["--game=MsPacman", "--env=CartPole-v1", MINATAR])
+@pytest.mark.parametrize("torso", names("torsos"))
+@pytest.mark.parametrize("preset", names("presets"))
+def test_every_torso_goes_with_every_task_and_preset(task, torso, preset, tmp_path):
+    """Files later in the order replace parts that earlier files have bound."""
+    experiment, _ = load(task, f"--torso={torso}", f"--preset={preset}")
+    torso_class = {"nature_cnn": torsos.NatureCNN, "minatar_cnn": torsos.MinAtarCNN, "mlp": torsos.MLP}[torso]
+    assert isinstance(experiment.network(num_actions=2, num_logits=1).torso, torso_class)
+    assert isinstance(experiment.environment, Atari if "game" in task else Gymnasium)
+    comes_back(experiment, tmp_path)
+
+
+def comes_back(experiment, tmp_path):
+    before = config.settings()
+    (tmp_path / "config.gin").write_text(gin.config_str())
+    again, overrides = config.load([tmp_path / "config.gin"])
+    assert config.settings() == before and not overrides
+    for part in ("environment", "agent", "head", "replay"):
+        assert getattr(again, part) == getattr(experiment, part)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_paper(head):
+    """Tables B.1-B.3 and Appendix B.1, in the objects built and not only in the files."""
+    experiment, _ = load(f"--head={head}", "--preset=paper", "--game=Asterix")
+    assert experiment.environment == Atari(
+        "Asterix",
+        sticky=0.25,
+        frame_skip=4,
+        stack=4,
+        screen=84,
+        max_episode_frames=108_000,
+        noop_max=0,
+        full_action_space=False,
+    )
+    agent = {"discount": 0.99, "n_step": 1, "double": False, "max_abs_reward": 1.0}
+    agent |= {"epsilon_train": 0.01, "epsilon_eval": 0.001, "epsilon_decay_steps": 250_000}
+    assert dataclasses.asdict(experiment.agent) == agent
+    schedule = {
+        "num_envs": 1,
+        "overlap": False,
+        "warmup_steps": 20_000,
+        "replay_ratio": 0.25,
+        "total_steps": 50_000_000,
+    }
+    assert {name: getattr(experiment, name) for name in schedule} == schedule
+    learner = {"batch_size": 32, "target_period_steps": 8_000, "max_grad_norm": None}
+    assert {name: getattr(experiment.learner, name) for name in learner} == learner
+    assert experiment.replay.capacity == 1_000_000
+
+    head_of_paper, learning_rate, eps = PAPER[head]
+    assert experiment.head == head_of_paper
+    # Adam's first step is lr * g / (|g| + eps), which tells both.
+    gradient = jnp.float32([1.0, 1e-4])
+    step, _ = experiment.learner.optimizer.update(gradient, experiment.learner.optimizer.init(gradient))
+    np.testing.assert_allclose(step, [-learning_rate / (1 + eps), -learning_rate * 1e-4 / (1e-4 + eps)], rtol=1e-4)
+
+    network = experiment.network(num_actions=18, num_logits=head_of_paper.num_logits)
+    assert network.torso.padding == "SAME" and not network.torso.layer_norm
+    xavier = head in ("mse", "huber")
+    limit = np.sqrt(6 / (400 + 100)) if xavier else np.sqrt(3 / np.sqrt(3) / 400)
+    for init in (network.kernel_init, network.torso.kernel_init):
+        largest = np.abs(init(jax.random.key(0), (400, 100), jnp.float32)).max()
+        assert 0.99 * limit < largest <= limit
+
+    settings = values()
+    assert settings["adam.learning_rate"] == learning_rate and settings["adam.eps"] == eps
+    assert (settings["adam.b1"], settings["adam.b2"]) == (0.9, 0.999)
+    assert settings["DQN.n_step"] == 1 and settings["Experiment.num_envs"] == 1 and settings["Atari.sticky"] == 0.25
+
+
+def test_fast_preset_is_the_paper_but_for_the_games_at_once():
+    """The default preset may change the order of acting and learning, no hyper-parameter."""
+    load("--preset=paper")
+    paper = values()
+    load()
+    fast = values()
+    different = {name for name in paper.keys() | fast.keys() if paper.get(name) != fast.get(name)}
+    assert different == {"Experiment.num_envs", "Experiment.overlap"}
+
+
+# Mistakes
+
+WRONG = {
+    "parameter": (bind("Learner.batch_sise = 3"), r"batch_sise'.*Did you mean batch_size\?.*target_period_steps"),
+    "class": (bind("Lerner.batch_size = 3"), r"'Lerner'.*Did you mean Learner\?"),
+    "macro": (bind("KERNEL_INITT = 3"), r"macro KERNEL_INITT = 3 is not used.*Did you mean KERNEL_INIT\?"),
+    "undefined macro": (bind("Learner.batch_size = %NOPE"), r"(?s)^(?!Values are missing).*NOPE"),
+    "scope nobody enters": (bind("foo/Learner.batch_size = 3"), r"foo/Learner.batch_size = 3 is not used"),
+    "other environment": (
+        ["--env=CartPole-v1", *bind("Atari.sticky = 0.1")],
+        r"command line: .*Atari.sticky .*not used",
+    ),
+    "other torso": (["--torso=mlp", *bind("NatureCNN.padding = 'VALID'")], r"NatureCNN.padding = 'VALID' is not used"),
+    "other torso, the value it had": (
+        ["--torso=mlp", *bind("NatureCNN.padding = 'SAME'")],
+        r"NatureCNN.padding = 'SAME' is not used",
+    ),
+    "twice": (bind("DQN.n_step = 3", "DQN.n_step = 4"), r"DQN.n_step is bound twice, in lines 1 and 2"),
+    "twice, two spellings": (bind("DQN.n_step = 3", "dqn.DQN.n_step = 4"), r"DQN.n_step is bound twice"),
+    "twice, flag and binding": (["--seed=1", *bind("Experiment.seed = 1")], r"Experiment.seed is bound twice"),
+    "longer scope wins": (
+        bind("variance_scaling.scale = 1.0", "KERNEL_INIT/variance_scaling.scale = 2.0"),
+        r"variance_scaling.scale has no effect: KERNEL_INIT/variance_scaling.scale = 2.0 wins",
+    ),
+    "no quotes": (bind("NatureCNN.padding = VALID"), r"A string needs quotes"),
+    "reference": (bind("Experiment.head = @Nope()"), r"@Nope"),
+    "game": (["--game=MsPacmann"], r"Unknown game 'MsPacmann'\. Did you mean MsPacman"),
+    "head": (["--head=hlgauss"], r"Unknown head 'hlgauss'\. Did you mean hl_gauss\?"),
+    "agent": (["--agent=dqm"], r"Unknown agent 'dqm'\. Did you mean dqn\? Allowed: [^b]*$"),
+    "no agent": (["--agent=base"], r"Unknown agent 'base'"),
+    "preset": (["--preset=papr"], r"Unknown preset 'papr'\. Did you mean paper\?"),
+    "torso": (["--torso=nature"], r"Unknown torso 'nature'\. Did you mean nature_cnn"),
+    "gin file": (
+        ["--gin_files=configs/heads/mes.gin"],
+        r"no gin file 'configs/heads/mes.gin'.*mean configs/heads/mse.gin",
+    ),
+    "included file": (bind("include 'nope.gin'"), "include is not supported"),
+    "games": (["--num_envs=6"], r"6 games at 0.25 updates.*Use --num_envs 4 or a multiple or a divisor"),
+    "warm-up": (["--warmup_steps=3", "--num_envs=1"], r"warmup_steps is 3.*at least 7"),
+    "capacity": (["--replay_capacity=1000"], r"smaller than Experiment.warmup_steps"),
+    "steps": (["--steps=0"], r"total_steps must be positive; got 0"),
+    "frames": (["--frames=3"], r"total_steps must be positive; got 0"),
+    "episodes": (["--eval_episodes=0"], r"eval_episodes"),
+    "seed": (["--seed=-1"], r"seed"),
+    "n-step": (bind("DQN.n_step = 0"), r"n_step"),
+    "batch": (bind("Learner.batch_size = 0"), r"batch_size"),
+    "target period": (bind("Learner.target_period_steps = 0"), r"target_period_steps"),
+    "ratio that rounds to zero": (bind("Experiment.replay_ratio = 0.0001"), r"replay_ratio"),
+}
+
+
+@pytest.mark.parametrize("argv, message", WRONG.values(), ids=WRONG.keys())
+def test_mistakes_are_errors_before_anything_is_written(argv, message, tmp_path, monkeypatch):
+    """A knob that does nothing wastes weeks; the message says what is allowed."""
+    monkeypatch.chdir(tmp_path)
+    # If the mistake passes, stop before the replay is allocated and games are played.
+    monkeypatch.setattr(train, "Trainer", lambda experiment: pytest.fail(f"{argv} was accepted"))
+    with pytest.raises(config.ConfigError, match=f"(?s){message}"):
+        train.main(argv)
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("argv", [["--steps=3", "--frames=4"], ["--game=Pong", "--env=CartPole-v1"], ["--step=3"]])
+def test_contradicting_and_abbreviated_flags(argv, capsys):
+    """Two flags for one thing are refused, not ranked."""
+    with pytest.raises(SystemExit):
+        train.parse_args(argv)
+    assert "error" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("from agents import dqn\ndqn.DQN.n_stepp = 3", r"(?s)own\.gin: .*Did you mean n_step\?"),
+        ("X = 3", r"own\.gin: the macro X = 3 is not used"),
+        (
+            "from networks import value_heads\nvalue_heads.Scalar.loss_type = 'mse'",
+            r"Scalar.loss_type = 'mse' is not used",
+        ),
+        ("from agents import dqn\ndqn.DQN.n_step = 3\ndqn.DQN.n_step = 3", r"n_step is bound twice, in lines 3 and 4"),
+        ("X = 3\nX = 4", r"own\.gin: X is bound twice"),
+        ("import no_such_module", r"own\.gin: .*no_such_module"),
+        (
+            "from networks import q_network\nfrom networks import torsos\n"
+            "q_network.QNetwork.torso = @torsos.MLP()\ntorsos.NatureCNN.padding = 'VALID'",
+            r"NatureCNN.padding = 'VALID' is not used",
+        ),
+    ],
+    ids=["parameter", "macro", "part not in use", "twice", "macro twice", "module", "part it has replaced itself"],
+)
+def test_mistakes_in_a_file_of_ones_own(text, message, own):
+    """The same strictness, with the file's name."""
+    with pytest.raises(config.ConfigError, match=message):
+        load(own(text))
+
+
+def test_nothing_named():
+    """Files alone, as `load` takes them, must name an agent and a head."""
+    for file in (config.shipped(".", "dqn"), config.shipped("heads", "mse")):
+        with pytest.raises(config.ConfigError, match="Values are missing.*Name an agent and a head"):
+            config.load([config.BASE, file])
+
+
+# Composition
+
+
+def test_overrides_are_reported_with_both_sources(own):
+    """Who changed what is printed at the start of a run."""
+    _, overrides = load("--head=mse", "--num_envs=4", own("from agents import dqn\ndqn.DQN.n_step = 3"))
+    assert overrides == [
+        "DQN.n_step = 3 (own.gin) instead of 1 (configs/dqn.gin)",
+        "Experiment.num_envs = 4 (command line) instead of 0 (configs/presets/fast.gin)",
+    ]
+
+
+def test_own_file_wins_over_shipped_ones_whatever_the_order(own):
+    """The user's files compose last, in their order; flags beat files."""
+    first = own("from agents import dqn\ndqn.DQN.n_step = 5\ndqn.DQN.discount = 0.5", "first.gin")
+    second = own("from agents import dqn\ndqn.DQN.n_step = 7", "second.gin")
+    shipped = ["--gin_files=configs/presets/quick.gin", "--gin_files=configs/heads/c51.gin"]
+    experiment, _ = load(first, second, *shipped, *bind("DQN.epsilon_eval = 0.5"))
+    assert (experiment.agent.n_step, experiment.agent.discount, experiment.agent.epsilon_eval) == (7, 0.5, 0.5)
+    assert isinstance(experiment.head, C51) and experiment.total_steps < 1_000_000
+
+
+def test_named_files_replace_the_defaults():
+    """`--gin_files` of a shipped head or preset leaves no trace of hl_gauss and fast."""
+    args = train.parse_args(["--gin_files=configs/presets/paper.gin", "--gin_files=configs/heads/mse.gin"])
+    stems = ["base", "dqn", "heads/mse", "presets/paper"]
+    named = [str(path.relative_to(config.CONFIGS)) for path in map(config._path, train.gin_files(args))]
+    assert named == [f"{stem}.gin" for stem in stems]
+
+
+def test_a_new_folder_of_configs(tmp_path, monkeypatch):
+    """An ablation of one's own may lie in a folder of configs/ that the entry point does not know."""
+    shutil.copytree(config.CONFIGS, tmp_path / "configs")
+    monkeypatch.setattr(config, "ROOT", tmp_path)
+    monkeypatch.setattr(config, "CONFIGS", tmp_path / "configs")
+    (tmp_path / "configs/ablations").mkdir()
+    (tmp_path / "configs/ablations/double.gin").write_text(HEADER + "from agents import dqn\ndqn.DQN.double = True")
+    experiment, _ = load("--gin_files=configs/ablations/double.gin")
+    assert experiment.agent.double
+
+
+def test_shipped_files_are_the_projects_own(tmp_path, monkeypatch):
+    """Started from a directory that has a configs/ of its own, --agent dqn still means ours."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/dqn.gin").write_text("garbage = ")
+    experiment, _ = load("--agent=dqn")
+    assert experiment.agent.n_step == 1
+
+
+def test_own_files_are_ones_own_whatever_their_names(own, tmp_path):
+    """A file in a configs/ of the user's replaces no shipped preset; it is read, and sorted, as the user's."""
+    (tmp_path / "configs/presets").mkdir(parents=True)
+    flag = own("from agents import dqn\ndqn.DQN.double = True", "configs/presets/mine.gin")
+    stems = [os.path.basename(file) for file in train.gin_files(train.parse_args([flag, "--torso=mlp"]))]
+    assert stems == ["base.gin", "dqn.gin", "hl_gauss.gin", "fast.gin", "mlp.gin", "mine.gin"]
+
+
+def test_own_torso(own, tmp_path, monkeypatch):
+    """Another architecture needs a module on the path and two lines of gin, no change here."""
+    (tmp_path / "torso_of_mine.py").write_text(
+        "import flax.linen as nn\n\n\nclass Linear(nn.Module):\n    width: int = 3\n\n"
+        "    @nn.compact\n    def __call__(self, x):\n        return nn.Dense(self.width)(x.reshape(x.shape[0], -1))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    text = """
+        import torso_of_mine
+        from networks import q_network
+        q_network.QNetwork.torso = @torso_of_mine.Linear()
+        torso_of_mine.Linear.width = 5
+    """
+    experiment, _ = load(own(text), "--env=CartPole-v1", *bind("QNetwork.name = 'mine'"))
+    network = experiment.network(num_actions=2, num_logits=51)
+    assert type(network.torso).__module__ == "torso_of_mine" and network.torso.width == 5
+    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 1, 4)))
+    assert shapes["params"]["head"]["kernel"].shape == (5, 2 * 51)
+    assert config.settings()["Linear.width"] == "5"
+    comes_back(experiment, tmp_path)
+
+
+@pytest.mark.parametrize("task, steps", [("--game=Pong", 250_000), ("--env=CartPole-v1", 10**6), (MINATAR, 10**6)])
+def test_frames(task, steps):
+    """Four frames are one agent step on Atari; elsewhere they are the same."""
+    experiment, overrides = load(task, "--frames=1_000_000")
+    assert experiment.total_steps == steps
+    assert any(f"Experiment.total_steps = {steps} (command line)" in line for line in overrides)
+
+
+def test_print_config(tmp_path, monkeypatch, capsys):
+    """Asking what would run starts nothing."""
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["--print_config", "--head=two_hot", "--num_envs=4"]) == 0
+    printed = capsys.readouterr().out
+    assert "TwoHot.num_bins = 51" in printed and "Experiment.num_envs = 4" in printed
+    assert not os.listdir(tmp_path)
+
+
+# Run directories
+
+
+def name_of(*argv):
+    args = train.parse_args(argv)
+    experiment, _ = train.load(args)
+    return str(run_directory.name(experiment, train.gin_files(args)[1:], args.gin_bindings))
+
+
+def test_names_of_runs(own):
+    """A sweep writes each of its runs to a directory of its own, told apart by eye."""
+    assert name_of("--game=Breakout", "--seed=2") == "Breakout/dqn-hl_gauss-fast/seed2"
+    assert name_of("--env=CartPole-v1", "--head=mse") == "CartPole-v1/dqn-mse-gymnasium-fast/seed0"
+    swept = {
+        name_of(*bind(f"HLGauss.sigma_ratio = {ratio}", f"DQN.n_step = {n}")) for ratio in (0.5, 1.5) for n in (1, 3)
+    }
+    assert len(swept) == 4 and "Pong/dqn-hl_gauss-fast-sigma_ratio=0.5-n_step=3/seed0" in swept
+    assert (
+        name_of(own("from agents import dqn\ndqn.DQN.double = True", "ddqn.gin")) == "Pong/dqn-hl_gauss-fast-ddqn/seed0"
+    )
+
+
+LONG = [f"{name} = 1000" for name in sorted(run_directory.MAY_CHANGE)]
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        (["LR = 0.5"], ["LR = 1.5"]),
+        (["MLP.features = (1, 28)"], ["MLP.features = (12, 8)"]),
+        (LONG + ["DQN.n_step = 1"], LONG + ["DQN.n_step = 3"]),
+    ],
+    ids=["macro", "tuple", "many"],
+)
+def test_different_bindings_make_different_names(one, other):
+    """Else the second run of a sweep is refused in the first one's directory."""
+    experiment, _ = load("--head=mse")
+    assert run_directory.name(experiment, [], one) != run_directory.name(experiment, [], other)
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """A run directory as the first start makes it, without training; the settings of the run are in gin."""
+    experiment, _ = load("--head=mse")
+    trainer = SimpleNamespace(experiment=experiment, num_parameters=1, replay_bytes=1)
+    assert run_directory.read_manifest(tmp_path / "run") is None
+    run_directory.create(tmp_path / "run", trainer, config.settings())
+    return tmp_path / "run"
+
+
+def test_manifest_and_config_describe_the_run(run_dir):
+    """What is needed to repeat a run lies beside its results."""
+    manifest = run_directory.read_manifest(run_dir)
+    assert manifest["settings"] == config.settings() and manifest["num_envs"] >= 8
+    assert manifest["protocol"]["sticky"] == 0.25 and manifest["versions"]["jax"] == jax.__version__
+    experiment, _ = config.load([run_dir / "config.gin"])
+    assert isinstance(experiment.learner, Learner) and experiment.head == Scalar("mse")
+    assert "Scalar.loss_type = 'mse'" in (run_dir / "operative_config.gin").read_text()
+
+
+def test_other_settings_are_refused_and_named(run_dir):
+    """A resumed run must be one run; only its length and what is reported may change."""
+    manifest = run_directory.read_manifest(run_dir)
+
+    def refuse(*argv):
+        load(*argv)
+        run_directory.refuse_other_settings(run_dir, manifest, config.settings())
+
+    refuse("--head=mse")
+    refuse(
+        "--head=mse", "--steps=70_000", "--eval_every=5", "--eval_episodes=3", *bind("Experiment.log_every_steps = 9")
+    )
+    with pytest.raises(config.ConfigError, match=r"(?s)DQN.n_step = 3, but the run there has 1.*--run_dir"):
+        refuse("--head=mse", *bind("DQN.n_step = 3"))
+    with pytest.raises(config.ConfigError, match=r"HLGauss.num_bins = 51, but the run there has \(unset\)"):
+        refuse("--head=hl_gauss")
+    with pytest.raises(config.ConfigError, match=r"Experiment.seed = 1, but the run there has 0"):
+        refuse("--head=mse", "--seed=1")
+
+
+def test_what_may_change_exists():
+    """A renamed setting must not silently become one that refuses."""
+    load()
+    assert run_directory.MAY_CHANGE <= config.settings().keys()

@@ -1,0 +1,430 @@
+"""The learner and DQN against a twin written out by hand, golden values, and every schedule that counts updates."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy.special import erf, softmax
+
+from agents.dqn import DQN
+from agents.experiment import Experiment
+from agents.learner import Learner, make_diagnose, make_step, make_update
+from agents.trainer import Trainer
+from networks.q_network import QNetwork
+from networks.torsos import MLP
+from networks.value_heads import C51, HLGauss, Scalar
+from replay.uniform import Transition, UniformReplay
+
+NUM_ACTIONS, DISCOUNT = 3, 0.9
+HEADS = {"mse": Scalar("mse"), "hl_gauss": HLGauss(-2.0, 2.0, 7)}
+each_head = pytest.mark.parametrize("head", HEADS.values(), ids=HEADS.keys())
+
+
+def transitions(size, seed=0):
+    """Random transitions of states [1, 4], a quarter of them terminal."""
+    rng = np.random.default_rng(seed)
+    state = lambda: jnp.asarray(rng.normal(size=(size, 1, 4)), jnp.float32)
+    action = lambda: jnp.asarray(rng.integers(NUM_ACTIONS, size=size), jnp.int32)
+    return Transition(
+        s_tm1=state(),
+        a_tm1=action(),
+        r_t=jnp.asarray(rng.normal(size=size), jnp.float32),
+        discount_t=jnp.asarray(DISCOUNT * (rng.random(size) < 0.75), jnp.float32),
+        s_t=state(),
+        a_t=action(),
+        weight=jnp.ones(size, jnp.float32),
+    )
+
+
+def build(head, agent=None, learner=None, replay_ratio=0.25):
+    """A network of two small layers with its `update`, and the initial state."""
+    learner = learner or Learner(optax.adam(1e-2, eps=1.5e-4), target_period_steps=8)
+    network = QNetwork(NUM_ACTIONS, head.num_logits, torso=MLP(features=(8,)))
+    update = make_update(learner, agent or DQN(), network, head, replay_ratio)
+    return update, learner.init(network, jax.random.key(1), jnp.zeros((1, 1, 4)))
+
+
+def assert_close(a, b, **tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+def norm(tree):
+    return np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(tree)))
+
+
+def params_of(state):
+    return jax.device_get(state.params["params"])
+
+
+# One update against loops, jax.grad and Adam by hand
+
+
+def naive_logits(params, s):
+    """Logits [A, m] of one state [1, 4]."""
+    torso, last = params["torso"]["Dense_0"], params["head"]
+    hidden = jnp.maximum(s[0] @ torso["kernel"] + torso["bias"], 0.0)
+    return (hidden @ last["kernel"] + last["bias"]).reshape(NUM_ACTIONS, -1)
+
+
+def naive_values(params, s, head):
+    """Values [A] of one state, as numbers."""
+    logits = np.asarray(naive_logits(params, s), np.float64)
+    if isinstance(head, Scalar):
+        return logits[:, 0]
+    width = (head.v_max - head.v_min) / head.num_bins
+    centres = head.v_min + width * (np.arange(head.num_bins) + 0.5)
+    return softmax(logits, axis=-1) @ centres
+
+
+def naive_targets(params, target_params, batch, head, double):
+    """What the losses compare with: y [B], or the distributions [B, m] that encode it."""
+    targets = []
+    for r_t, discount_t, s_t in zip(batch.r_t, batch.discount_t, batch.s_t, strict=True):
+        action = np.argmax(naive_values(params if double else target_params, s_t, head))
+        y = r_t + discount_t * naive_values(target_params, s_t, head)[action]
+        if isinstance(head, HLGauss):
+            edges = np.linspace(head.v_min, head.v_max, head.num_bins + 1)
+            sigma = head.sigma_ratio * (edges[1] - edges[0])
+            cdf = erf((edges - np.clip(y, head.v_min, head.v_max)) / (np.sqrt(2) * sigma))
+            y = np.diff(cdf) / (cdf[-1] - cdf[0])
+        targets.append(jnp.asarray(y, jnp.float32))
+    return targets
+
+
+def naive_loss(params, batch, targets, head):
+    total = 0.0
+    for s_tm1, a_tm1, target in zip(batch.s_tm1, batch.a_tm1, targets, strict=True):
+        logits = naive_logits(params, s_tm1)[a_tm1]
+        squared = lambda logits=logits, target=target: (target - logits[0]) ** 2
+        cross_entropy = lambda logits=logits, target=target: target @ (jax.nn.logsumexp(logits)[None] - logits)
+        total += squared() if isinstance(head, Scalar) else cross_entropy()
+    return total / len(targets)
+
+
+def naive_adam(params, grads, m, v, count, learning_rate=1e-2, b1=0.9, b2=0.999, eps=1.5e-4):
+    m = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, m, grads)
+    v = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g**2, v, grads)
+    step = lambda p, m, v: p - learning_rate * (m / (1 - b1**count)) / (np.sqrt(v / (1 - b2**count)) + eps)
+    return jax.tree.map(step, params, m, v), m, v
+
+
+@each_head
+@pytest.mark.parametrize("double", [False, True], ids=["dqn", "double"])
+def test_update_is_the_naive_one(head, double):
+    """Three updates, with a copy to the target network after the second."""
+    update, state = build(head, DQN(double=double))
+    update = jax.jit(update)
+    params = target_params = params_of(state)
+    m = v = jax.tree.map(np.zeros_like, params)
+    for count in (1, 2, 3):
+        batch = transitions(4, seed=count)
+        twin = jax.device_get(batch)
+        targets = naive_targets(params, target_params, twin, head, double)
+        loss, grads = jax.device_get(jax.value_and_grad(naive_loss)(params, twin, targets, head))
+        state, losses, metrics = update(state, batch)
+        np.testing.assert_allclose([metrics["loss"], np.mean(losses)], loss, rtol=1e-4)
+        np.testing.assert_allclose(metrics["grad_norm"], norm(grads), rtol=1e-4)
+        params, m, v = naive_adam(params, grads, m, v, count)
+        assert_close(params_of(state), params, atol=1e-5)
+        target_params = params if count == 2 else target_params
+    assert not np.allclose(params["head"]["kernel"], target_params["head"]["kernel"], atol=1e-3)
+
+
+def test_target_network_is_copied_every_period_and_not_in_between():
+    """10 agent steps at 0.5 updates each are 5 updates; the copy is exact."""
+    learner = Learner(optax.sgd(0.1), target_period_steps=10)
+    update, state = build(Scalar("mse"), learner=learner, replay_ratio=0.5)
+    update, copied = jax.jit(update), params_of(state)
+    for count in range(1, 12):
+        state, _, _ = update(state, transitions(4, seed=count))
+        assert int(state.updates) == count
+        copied = params_of(state) if count in (5, 10) else copied
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.target_params["params"]), copied)
+        assert count in (5, 10) or not np.array_equal(params_of(state)["head"]["kernel"], copied["head"]["kernel"])
+
+
+@pytest.mark.parametrize("max_grad_norm, expected", [(0.01, 0.01), (1e6, None), (None, None)])
+def test_max_grad_norm(max_grad_norm, expected):
+    """The step is clipped; the logged norm is that of the raw gradient. Plain SGD shows the step."""
+    update, state = build(Scalar("mse"), learner=Learner(optax.sgd(1.0), max_grad_norm=max_grad_norm))
+    after, _, metrics = jax.jit(update)(state, transitions(4))
+    step = norm(jax.tree.map(np.subtract, params_of(after), params_of(state)))
+    assert metrics["grad_norm"] > 0.1
+    np.testing.assert_allclose(step, expected or metrics["grad_norm"], rtol=1e-4)
+
+
+def test_weight_zero_leaves_an_item_out():
+    """Padding must not train; weights scale the gradient of their item."""
+    update, state = build(HEADS["hl_gauss"], learner=Learner(optax.sgd(1.0)))
+    update, batch, other = jax.jit(update), transitions(4, seed=1), transitions(4, seed=2)
+    mixed = jax.tree.map(lambda a, b: jnp.concatenate([a[:2], b[2:]]), batch, other)
+    masked, _, _ = update(state, batch._replace(weight=jnp.float32([1, 1, 0, 0])))
+    same, _, _ = update(state, mixed._replace(weight=jnp.float32([1, 1, 0, 0])))
+    doubled, _, _ = update(state, batch._replace(weight=jnp.float32([2, 2, 0, 0])))
+    assert_close(params_of(masked), params_of(same), rtol=0)
+    change = lambda new: jax.tree.map(np.subtract, params_of(new), params_of(state))
+    assert_close(jax.tree.map(lambda x: 2 * x, change(masked)), change(doubled), atol=1e-6)
+    assert norm(change(masked)) > 1e-3
+
+
+# The step
+
+
+class Sampler:
+    """Draws 4 of 32 transitions and counts how often it is traced."""
+
+    def __init__(self):
+        self.traces = 0
+        self.replay = transitions(32)
+
+    def __call__(self, replay, key):
+        self.traces += 1
+        index = jax.random.randint(key, (4,), 0, 32)
+        return jax.tree.map(lambda x: x[index], replay)
+
+
+def run_step(num_updates, calls):
+    """The state, the sums and the number of traces after some calls of `step`."""
+    update, state = build(Scalar("mse"))
+    sampler, sums = Sampler(), {}
+    step = make_step(update, sampler, num_updates)
+    for _ in range(calls):
+        state, sums = step(state, sampler.replay, sums)
+    return state, sums, sampler.traces
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_k_updates_in_one_call_are_k_calls(backend, monkeypatch):
+    """How many updates share a call is a matter of speed only; accelerators scan, CPUs loop."""
+    one, one_sums, _ = run_step(1, 6)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    many, many_sums, _ = run_step(3, 2)
+    monkeypatch.undo()
+    assert_close(params_of(one), params_of(many), atol=1e-6)
+    assert_close(one.opt_state, many.opt_state, atol=1e-6)
+    assert int(one.updates) == int(many.updates) == 6
+    assert jnp.array_equal(jax.random.key_data(one.key), jax.random.key_data(many.key))
+    assert one_sums.keys() == many_sums.keys() and one_sums["updates"] == many_sums["updates"] == 6
+    assert_close(one_sums, many_sums, rtol=1e-5)
+
+
+def test_sums_add_up_the_metrics_of_all_updates():
+    """The trainer divides by "updates" to log means."""
+    update, state = build(Scalar("mse"))
+    update, sampler, losses = jax.jit(update), Sampler(), []
+    for _ in range(3):
+        key, sample_key = jax.random.split(state.key)
+        state, _, metrics = update(state._replace(key=key), sampler(sampler.replay, sample_key))
+        losses.append(float(metrics["loss"]))
+    _, sums, _ = run_step(1, 3)
+    assert float(sums["loss"]) == pytest.approx(sum(losses), rel=1e-4) and len(set(losses)) == 3
+    trainer = SimpleNamespace(_sums=sums)
+    means = Trainer.metrics(trainer)
+    assert means["loss"] == pytest.approx(np.mean(losses), rel=1e-4) and "updates" not in means
+    assert Trainer.metrics(trainer) == {}
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_step_is_traced_once(backend, monkeypatch):
+    """Each trace of the real network compiles it again, for many seconds; new sums start at every log point."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    update, state = build(Scalar("mse"))
+    sampler = Sampler()
+    step = make_step(update, sampler, 2)
+    monkeypatch.undo()
+    for _ in range(2):
+        sums = {}
+        for _ in range(3):
+            state, sums = step(state, sampler.replay, sums)
+    assert sampler.traces == 1
+
+
+# The agent
+
+
+class Table:
+    """A network that looks logits [S, A, m] and features [S, d] of states [B] up in its parameters."""
+
+    @staticmethod
+    def apply(params, state):
+        return params["logits"][state], params["features"][state]
+
+
+def table(logits, features=((0.0,),)):
+    return {"logits": jnp.asarray(logits, jnp.float32), "features": jnp.asarray(features, jnp.float32)}
+
+
+def one_transition(r_t, discount_t):
+    """From state 0 by action 1 to state 1, as a batch of one."""
+    zero, one = jnp.int32([0]), jnp.int32([1])
+    return Transition(zero, one, jnp.float32([r_t]), jnp.float32([discount_t]), one, zero, jnp.float32([1.0]))
+
+
+@pytest.mark.parametrize("double, y", [(False, 1 + 0.5 * 30), (True, 1 + 0.5 * 20)], ids=["dqn", "double"])
+def test_bootstrap_golden(double, y):
+    """DQN takes the target network's maximum; double DQN its value of the online network's choice."""
+    online = table([[[4.0], [6.0], [8.0]], [[1.0], [5.0], [2.0]]], [[0.0]] * 2)
+    target = table([[[0.0]] * 3, [[10.0], [20.0], [30.0]]], [[0.0]] * 2)
+    loss, diagnostics = DQN(double=double).loss(Table, Scalar("mse"), online, target, one_transition(1.0, 0.5))
+    assert loss.tolist() == [(y - 6.0) ** 2]
+    expected = {"q_mean": 6.0, "q_max": 8.0, "td_error": y - 6.0, "target": y}
+    assert {name: float(diagnostics[name][0]) for name in expected} == expected
+    loss, _ = DQN(double=double).loss(Table, Scalar("mse"), online, target, one_transition(1.0, 0.0))
+    assert loss.tolist() == [25.0]  # terminal: the reward alone
+
+
+def test_c51_bootstraps_from_the_distribution_of_the_greedy_action():
+    """Atoms -1, 0, 1; the greedy one of two next actions has half its mass on 0 and half on 1."""
+    online = table([np.log([[0.4, 0.4, 0.2], [0.2, 0.3, 0.5]])] * 2, [[0.0]] * 2)
+    target = table([np.zeros((2, 3)), [[50.0, -50.0, -50.0], [-50.0, 50.0, 50.0]]], [[0.0]] * 2)
+    loss, _ = DQN().loss(Table, C51(-1.0, 1.0, 3), online, target, one_transition(0.5, 1.0))
+    # Atoms 0 and 1 move to 0.5 and 1.5, which is clipped to 1: masses 0, 1/4, 3/4. The mean alone would give 0, 0, 1.
+    np.testing.assert_allclose(loss, [-(np.log(0.3) + 3 * np.log(0.5)) / 4], rtol=1e-6)
+
+
+def test_no_gradient_through_the_target():
+    """A semi-gradient method: only Q(s_tm1, a_tm1) is trained, by 2 (Q - y), even if both networks are one."""
+    params = table([[[4.0], [6.0], [8.0]], [[1.0], [5.0], [2.0]]], [[0.0]] * 2)
+    for double in (False, True):
+        loss = partial(DQN(double=double).loss, Table, Scalar("mse"), batch=one_transition(1.0, 0.5))
+        grads = jax.grad(lambda p, loss=loss: loss(p, p)[0][0])(params)
+        assert grads["logits"][..., 0].tolist() == [[0.0, 2 * (6.0 - 3.5), 0.0], [0.0] * 3]
+
+
+def test_act():
+    """Epsilon is the probability of an action drawn from all, the greedy one included."""
+    states = jnp.zeros(3000, jnp.int32)
+    params = table([[[0.0], [1.0], [0.0]]])
+    act = jax.jit(lambda epsilon: DQN().act(Table, Scalar("mse"), params, states, jax.random.key(0), epsilon))
+    for epsilon, expected in ((0.0, [0, 1, 0]), (1.0, [1 / 3] * 3), (0.3, [0.1, 0.8, 0.1])):
+        actions = act(epsilon)
+        assert actions.dtype == jnp.int32
+        frequencies = np.bincount(actions, minlength=3) / 3000
+        assert np.abs(frequencies - expected).max() <= 4 * np.sqrt(epsilon / 3000)
+    assert np.bincount(act(0.0), minlength=3).tolist() == [0, 3000, 0]
+
+
+def dopamines_epsilon(decay_period, step, warmup_steps, epsilon):
+    """dopamine/jax/agents/dqn/dqn_agent.py: linearly_decaying_epsilon."""
+    steps_left = decay_period + warmup_steps - step
+    return epsilon + np.clip((1 - epsilon) * steps_left / decay_period, 0.0, 1 - epsilon)
+
+
+def test_epsilon_is_dopamines():
+    """1 during the warm-up, then linear, then constant."""
+    agent = DQN(epsilon_train=0.01, epsilon_decay_steps=250_000)
+    for step in (0, 19_999, 20_000, 20_001, 145_000, 269_999, 270_000, 10**8):
+        assert agent.epsilon(step, 20_000) == pytest.approx(dopamines_epsilon(250_000, step, 20_000, 0.01))
+    golden = {0: 1.0, 20_000: 1.0, 145_000: 0.505, 270_000: 0.01, 10**8: 0.01}
+    assert {step: agent.epsilon(step, 20_000) for step in golden} == pytest.approx(golden)
+
+
+def test_epsilon_without_decay():
+    """Random during the warm-up, as `epsilon` promises, and final at once after it."""
+    agent = DQN(epsilon_train=0.1, epsilon_decay_steps=0)
+    assert agent.epsilon(101, 100) == agent.epsilon(10**6, 100) == 0.1
+    assert agent.epsilon(0, 100) == 1.0 and agent.epsilon(99, 100) == 1.0
+
+
+# Measurements
+
+
+def diagnose(features):
+    """`dormant_units` and `effective_rank` of features [B, d], and the targets."""
+    size = len(features)
+    state = SimpleNamespace(params=table(np.ones((size, 2, 1)), features), target_params=table(np.ones((size, 2, 1))))
+    state.target_params["features"] = state.params["features"]
+    index = jnp.arange(size)
+    batch = Transition(index, index * 0, index * 1.0, jnp.full(size, 0.5), index, index * 0, jnp.ones(size))
+    with jax.disable_jit():
+        return make_diagnose(DQN(), Table, Scalar("mse"), lambda replay, key: batch)(state, None, None)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 5, 8])
+def test_effective_rank_of_equal_singular_values(rank):
+    """Each of k equal ones is needed for 99 %."""
+    rng = np.random.default_rng(0)
+    u, v = (np.linalg.qr(rng.normal(size=(n, 8)))[0][:, :rank] for n in (40, 8))
+    metrics, targets = diagnose(u @ v.T)
+    assert int(metrics["effective_rank"]) == rank
+    np.testing.assert_allclose(targets, np.arange(40) + 0.5)
+
+
+def test_effective_rank_is_numpys():
+    """A spectrum that falls off, of which the smallest values are not needed."""
+    features = np.random.default_rng(0).normal(size=(50, 12)) * 0.5 ** np.arange(12)
+    values = np.linalg.svd(features, compute_uv=False)
+    expected = next(k for k in range(1, 13) if values[:k].sum() >= 0.99 * values.sum())
+    assert 1 < expected < 12
+    assert int(diagnose(features)[0]["effective_rank"]) == expected
+
+
+def test_dormant_units():
+    """Below 0.025 of the layer's mean activity: here two silent units and one nearly so; a fourth is just alive."""
+    activity = np.array([0.0, 0.0, 0.01, 0.015, 1.0, 1.0, 1.0, 1.0])
+    features = activity * np.random.default_rng(0).choice([-1.0, 1.0], size=(30, 8))
+    assert float(diagnose(features)[0]["dormant_units"]) == 3 / 8
+
+
+# Schedules
+
+
+def schedule(num_envs, replay_ratio, warmup_steps=64):
+    environment, replay = SimpleNamespace(stack=4), UniformReplay(1000)
+    parts = {"agent": DQN(), "environment": environment, "head": None, "network": None, "learner": Learner(None)}
+    return Experiment(
+        **parts,
+        replay=replay,
+        total_steps=10_000,
+        num_envs=num_envs,
+        replay_ratio=replay_ratio,
+        warmup_steps=warmup_steps,
+    )
+
+
+@pytest.mark.parametrize("replay_ratio", [0.25, 1, 2])
+@pytest.mark.parametrize("num_envs", [1, 2, 4, 8])
+def test_updates_keep_the_replay_ratio(num_envs, replay_ratio):
+    """Counted by the trainer itself after every step of all games, against a count per agent step."""
+    experiment = schedule(num_envs, replay_ratio)
+    assert experiment.updates_per_call == max(1, num_envs * replay_ratio)
+    step = lambda state, replay, sums: (state + experiment.updates_per_call, sums)
+    trainer = SimpleNamespace(experiment=experiment, agent_steps=0, updates=0, state=0, replay_state=None, _sums={})
+    trainer._step = step
+    for _ in range(40):
+        trainer.agent_steps += num_envs
+        Trainer.learn(trainer)
+        expected = max(0, int((trainer.agent_steps - 64) * replay_ratio))
+        assert trainer.state == trainer.updates == experiment.updates_due(trainer.agent_steps) == expected
+
+
+def test_updates_due_golden():
+    """The paper's: the first update comes 4 agent steps after the warm-up, then one every 4."""
+    experiment = schedule(1, 0.25, warmup_steps=100)
+    assert [experiment.updates_due(step) for step in (0, 99, 100, 103, 104, 107, 108, 500)] == [
+        0,
+        0,
+        0,
+        0,
+        1,
+        1,
+        2,
+        100,
+    ]
+
+
+@pytest.mark.parametrize("num_envs, replay_ratio", [(6, 0.25), (3, 0.25), (2, 0.75), (1, 1.5)])
+def test_games_that_do_not_fit_the_replay_ratio_are_refused(num_envs, replay_ratio):
+    """Rather than changing the ratio silently."""
+    with pytest.raises(ValueError, match="neither a whole number nor one every whole number"):
+        schedule(num_envs, replay_ratio)
+
+
+def test_zero_games_are_chosen_by_the_machine():
+    """A power of two, so that it fits the usual ratios."""
+    num_envs = schedule(0, 0.25, warmup_steps=1000).num_envs
+    assert 8 <= num_envs <= 64 and num_envs & (num_envs - 1) == 0
