@@ -10,6 +10,8 @@ import numpy as np
 from agents import environments
 from replay.uniform import TimeStep
 
+_fold_in = jax.jit(jax.random.fold_in)
+
 
 class Episode(NamedTuple):
     """A finished episode."""
@@ -25,7 +27,7 @@ class Actor:
     Args:
       environment: a specification, `environments.Atari` or `Gymnasium`.
       num_envs: N.
-      act: `act(params, observation [N, stack, ...], key, epsilon) -> actions [N]`, compiled by the caller.
+      act: compiled function `act(params, observation [N, stack, ...], key, epsilon) -> actions [N]`.
       entropy: integers from which the games' seeds and the exploration are derived.
     """
 
@@ -33,11 +35,7 @@ class Actor:
         self.envs = environment.make(num_envs)
         self.num_actions = int(self.envs.single_action_space.n)
         self.observation_space = self.envs.single_observation_space  # of one state, [stack, ...]
-        self._act = jax.jit(
-            lambda params, observation, key, count, epsilon: act(
-                params, observation, jax.random.fold_in(key, count), epsilon
-            )
-        )
+        self._act = act
         *game_seeds, act_seed = environments.seeds(num_envs + 1, *entropy)
         self._seeds = np.array(game_seeds)
         self._key = jax.random.key(act_seed)
@@ -57,7 +55,8 @@ class Actor:
 
     def send(self, params, epsilon: float) -> None:
         """Chooses actions for the current observations and sets the games going."""
-        self._actions = np.asarray(self._act(params, self._observation, self._key, self._count, np.float32(epsilon)))
+        key = _fold_in(self._key, self._count)
+        self._actions = np.asarray(self._act(params, self._observation, key, np.float32(epsilon)))
         self._count += 1
         self.envs.send(self._actions)
 

@@ -23,13 +23,19 @@ class Checkpointer:
 
     Args:
       run_dir: the run directory.
+      read_only: leaves it as it is; otherwise checkpoints that were never completed are removed.
     """
 
-    def __init__(self, run_dir):
+    def __init__(self, run_dir, read_only: bool = False):
         self._manager = ocp.CheckpointManager(
             Path(run_dir).resolve() / "checkpoints",
             item_names=("learner", "replay", "progress"),
-            options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=None if read_only else 2,
+                enable_async_checkpointing=False,
+                cleanup_tmp_directories=not read_only,
+                create=not read_only,
+            ),
         )
 
     def latest(self) -> int | None:

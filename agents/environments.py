@@ -131,6 +131,12 @@ class Gymnasium:
     stack: int = 1
     kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self):
+        if self.id.startswith("ALE/"):
+            raise ValueError(
+                f"{self.id} would get another protocol here; use --game {self.id[4:].rpartition('-v')[0]}."
+            )
+
     @property
     def name(self) -> str:
         """Name of the task, for run directories."""
@@ -172,7 +178,7 @@ class _StepOnRecv(gymnasium.vector.SyncVectorEnv):
     """Gives Gymnasium's vector environment the two halves of a step that ALE's has."""
 
     def reset(self, *, seed=None, options=None):
-        return super().reset(seed=None if seed is None else [int(s) for s in seed], options=options)
+        return super().reset(seed=seed.tolist() if isinstance(seed, np.ndarray) else seed, options=options)
 
     def send(self, actions):
         self._sent = actions

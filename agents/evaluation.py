@@ -10,31 +10,33 @@ import numpy as np
 
 from agents.actor import Actor
 
+EVALUATION = 1  # tells the seeds of evaluations from those of training
 SCORES = Path(__file__).with_name("atari_scores.csv")
 
 
-def evaluate(environment, act, params, episodes: int, epsilon: float, *entropy: int) -> np.ndarray:
+def evaluate(environment, act, params, episodes: int, epsilon: float, entropy=(0,), stop=lambda: False) -> np.ndarray:
     """Plays whole episodes in games of their own.
 
     Every game plays a number of episodes fixed in advance: counting whichever end first would favour short ones.
 
     Args:
       environment: a specification.
-      act: `act(params, observation, key, epsilon) -> actions`.
+      act: compiled function `act(params, observation, key, epsilon) -> actions`.
       params: parameters.
       episodes: number of episodes.
       epsilon: exploration rate.
       entropy: integers that seed games and exploration.
+      stop: called after every step; evaluation ends early when it returns true.
 
     Returns:
-      The raw returns [episodes].
+      The raw returns [episodes], fewer if it was stopped.
     """
     num_envs = min(episodes, 16)
-    actor = Actor(environment, num_envs, act, *entropy)
+    actor = Actor(environment, num_envs, act, *entropy, EVALUATION)
     left = np.full(num_envs, episodes // num_envs) + (np.arange(num_envs) < episodes % num_envs)
     returns = []
     actor.reset()
-    while left.any():
+    while left.any() and not stop():
         actor.send(params, epsilon)
         _, finished = actor.recv()
         for episode in finished:

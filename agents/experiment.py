@@ -30,7 +30,7 @@ class Experiment:
       seed: determines initial parameters, games, exploration and sampling.
       num_envs: games stepped in parallel; 0 chooses by the machine.
       overlap: steps the games while the learner computes. Updates then come exactly one step of all games later than
-        without; without, an update sees the newest transition and the next action sees the update.
+        without. Without it, an update is made between storing a step and choosing the next action.
       warmup_steps: agent steps before the first update; epsilon is 1 until then.
       replay_ratio: updates per agent step.
       log_every_steps: agent steps between log points.

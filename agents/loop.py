@@ -26,7 +26,7 @@ def train(trainer: Trainer, run_dir, description: tuple[str, dict[str, str]], pr
       trainer: the trainer, as built.
       run_dir: where logs and checkpoints go.
       description: the operative config and its settings, for TensorBoard.
-      profile: writes a trace of the first 2,000 agent steps after the first log point that has updates.
+      profile: writes a trace of one interval between log points.
 
     Returns:
       None when finished, or the number of the signal that interrupted it; all is saved then.
@@ -59,19 +59,20 @@ def train(trainer: Trainer, run_dir, description: tuple[str, dict[str, str]], pr
                 trainer.learn()
 
             report.episodes(episodes)
+            display.advance(trainer.agent_steps)
             due = lambda every, span=(before, trainer.agent_steps): every and span[0] // every < span[1] // every
             finished = trainer.agent_steps >= x.total_steps
-            if due(x.log_every_steps):
+            stop = finished or interrupt.signal is not None
+            if due(x.log_every_steps) or finished:
                 report.log_point()
                 tracer.toggle(trainer.updates)
             if due(x.diagnose_every_steps):
                 report.diagnosis()
             if due(x.eval_every_steps) or finished:
-                report.evaluation()
-            stop = finished or interrupt.signal is not None
+                report.evaluation(stop=lambda: interrupt.signal is not None)
             if due(x.checkpoint_every_steps) or stop:
                 trainer.save(checkpointer, {"seconds": report.seconds, "log_offsets": logger.offsets()})
-    return interrupt.signal
+    return None if finished else interrupt.signal
 
 
 class Interrupt:
@@ -79,11 +80,14 @@ class Interrupt:
 
     def __enter__(self):
         self.signal = None
-        self._handlers = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in self._handlers:
+            signal.signal(number, self._note)
         return self
 
     def _note(self, number, frame):
         self.signal = number
+        signal.signal(number, self._handlers[number])  # a second one is not noted but obeyed
 
     def __exit__(self, *exception):
         for number, handler in self._handlers.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from agents import config
 from agents.checkpoint import Checkpointer
@@ -36,20 +37,23 @@ class Policy:
     def __post_init__(self):
         agent, head = self.experiment.agent, self.experiment.head
         self.head = head
-        self.act = lambda *args: agent.act(self.network, head, *args)
-        self._act = jax.jit(self.act)
+        self.act = jax.jit(partial(agent.act, self.network, head))
         self._logits = jax.jit(lambda params, observation: self.network.apply(params, observation)[0])
         self._key = jax.random.key(0)
 
     def __call__(self, observation, epsilon: float = 0.0) -> np.ndarray:
         """Chooses actions [N] for observations [N, stack, ...]."""
         self._key, key = jax.random.split(self._key)
-        return np.asarray(self._act(self.params, observation, key, epsilon))
+        return np.asarray(self.act(self.params, observation, key, epsilon))
 
     def export(self, path) -> None:
-        """Writes the parameters to a safetensors file, named like 'torso/Conv_0/kernel'."""
+        """Writes the parameters to a safetensors file, named like 'torso/Conv_0/kernel'.
+
+        Raises:
+          OSError: if it cannot be written.
+        """
         flat = flax.traverse_util.flatten_dict(self.params["params"], sep="/")
-        save_file({name: np.asarray(value) for name, value in flat.items()}, path)
+        Path(path).write_bytes(save({name: np.asarray(value) for name, value in flat.items()}))
 
     def logits(self, observation) -> np.ndarray:
         """Returns the head's logits [N, A, m] for observations [N, stack, ...]."""
@@ -65,7 +69,7 @@ def load(run_dir) -> Policy:
     path = Path(run_dir)
     if not (path / "config.gin").is_file():
         raise FileNotFoundError(f"{run_dir} is not a run directory: it has no config.gin.")
-    checkpointer = Checkpointer(path) if (path / "checkpoints").is_dir() else None
+    checkpointer = Checkpointer(path, read_only=True) if (path / "checkpoints").is_dir() else None
     if checkpointer is None or checkpointer.latest() is None:
         raise FileNotFoundError(f"{run_dir} has no checkpoint yet.")
     experiment, _ = config.load([path / "config.gin"])

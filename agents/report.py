@@ -58,37 +58,38 @@ class Report:
         for name, value in trainer.metrics().items():
             metrics[name if "/" in name else f"train/{name}"] = value
         self._write(metrics)
+        if metrics.get("head/targets_outside_support", 0.0) > 0.01 and not self._warned:
+            self._warned = True
+            self._warn_of_support(metrics["head/targets_outside_support"])
         self._logger.flush()
         self._display.update(trainer.agent_steps, np.mean(self._recent) if self._recent else None, steps_per_second)
 
     def diagnosis(self) -> None:
-        """Logs measurements on a large batch, and warns if the head's support does not fit the targets."""
-        diagnosis = self._trainer.diagnose()
-        if diagnosis is None:
-            return
-        metrics, targets = diagnosis
-        self._write({f"features/{name}": value for name, value in metrics.items()})
-        self._warn_of_support(targets)
+        """Logs what the features look like on a large batch."""
+        if self._trainer.updates:
+            metrics, _ = self._trainer.diagnose()
+            self._write({f"features/{name}": value for name, value in metrics.items()})
 
-    def _warn_of_support(self, targets) -> None:
+    def _warn_of_support(self, fraction: float) -> None:
         head = self._trainer.experiment.head
-        if self._warned or not hasattr(head, "v_min") or not np.isfinite(targets).all():
-            return
-        outside = np.mean((targets < head.v_min) | (targets > head.v_max))
-        if outside > 0.01:
-            self._warned = True
-            low, median, high = np.quantile(targets, [0.01, 0.5, 0.99])
-            name, bound = type(head).__name__, float(f"{1.2 * np.abs(targets).max():.1g}")
-            self._display.print(
-                f"WARNING: {outside:.1%} of the TD targets lie outside the head's support [{head.v_min}, {head.v_max}] "
-                f"and are clipped. Targets seen: 1 % below {low:.3g}, median {median:.3g}, 1 % above {high:.3g}. Try "
-                f"--gin_bindings='{name}.v_min = {-bound}' --gin_bindings='{name}.v_max = {bound}'."
-            )
+        _, targets = self._trainer.diagnose()
+        low, median, high = np.quantile(targets, [0.01, 0.5, 0.99])
+        largest = 1.2 * np.abs(targets).max()
+        unit = 10.0 ** np.floor(np.log10(largest))
+        bound = float(np.ceil(largest / unit) * unit)
+        name = type(head).__name__
+        self._display.print(
+            f"WARNING: {fraction:.1%} of the TD targets lie outside the head's support [{head.v_min}, {head.v_max}], "
+            f"which cannot express them. Targets now: 1 % below {low:.3g}, median {median:.3g}, 1 % above {high:.3g}. "
+            f"Try --gin_bindings='{name}.v_min = {-bound}' --gin_bindings='{name}.v_max = {bound}'."
+        )
 
-    def evaluation(self) -> None:
-        """Evaluates, logs the mean return and shows it."""
+    def evaluation(self, stop) -> None:
+        """Evaluates, logs the mean return and shows it; gives up without a result when `stop()` turns true."""
         x = self._trainer.experiment
-        returns = self._trainer.evaluate()
+        returns = self._trainer.evaluate(stop)
+        if len(returns) < x.eval_episodes:
+            return
         metrics = {"eval/return": returns.mean(), "eval/return_std": returns.std()}
         normalised = human_normalised(x.environment.name, returns.mean())
         text = f"Evaluation at {self._trainer.agent_steps:,} agent steps: {returns.mean():.1f} +- {returns.std():.1f}"

@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -37,6 +39,7 @@ MAY_CHANGE = frozenset(
         "eval_episodes",
     )
 )
+MANIFEST = "manifest.json"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "gymnasium", "ale-py", "gin-config")
 
 
@@ -66,10 +69,16 @@ def read_manifest(run_dir: Path) -> dict | None:
     Raises:
       config.ConfigError: if `run_dir` holds something else.
     """
-    path = run_dir / "manifest.json"
+    path = run_dir / MANIFEST
     if path.is_file():
-        return json.loads(path.read_text())
-    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        try:
+            manifest = json.loads(path.read_text())
+            return manifest | {"settings": dict(manifest["settings"]), "num_envs": int(manifest["num_envs"])}
+        except (ValueError, KeyError, TypeError) as error:
+            raise config.ConfigError(f"{path} is damaged ({error!r}). Choose another --run_dir.") from error
+    # What `create` had written when it was interrupted does not count.
+    unfinished = {"config.gin", "operative_config.gin", f"{MANIFEST}.partial"}
+    if run_dir.exists() and not (run_dir.is_dir() and {path.name for path in run_dir.iterdir()} <= unfinished):
         raise config.ConfigError(f"{run_dir} exists but holds no run (no manifest.json). Choose another --run_dir.")
     return None
 
@@ -93,13 +102,7 @@ def create(run_dir: Path, trainer, settings: dict[str, str]) -> None:
     """Creates a run directory; the manifest, written last, makes it one."""
     x = trainer.experiment
     manifest = {
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-        "host": socket.gethostname(),
-        "device": device(),
-        "python": sys.version.split()[0],
-        "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
-        "git_commit": _git_commit(),
+        **_provenance(),
         "protocol": {"environment": type(x.environment).__name__, **dataclasses.asdict(x.environment)},
         "seed": x.seed,
         "num_envs": x.num_envs,
@@ -108,11 +111,44 @@ def create(run_dir: Path, trainer, settings: dict[str, str]) -> None:
         "settings": settings,
     }
     run_dir.mkdir(parents=True, exist_ok=True)
+    _write(run_dir, manifest)
+
+
+def resume(run_dir: Path, manifest: dict, agent_steps: int, settings: dict[str, str]) -> None:
+    """Adds to the manifest that, and by what, the run is continued at `agent_steps`."""
+    resumed = [*manifest.get("resumed", []), {"agent_steps": agent_steps, **_provenance()}]
+    _write(run_dir, {**manifest, "settings": settings, "resumed": resumed})
+
+
+def _write(run_dir: Path, manifest: dict) -> None:
     (run_dir / "config.gin").write_text(gin.config_str())
     (run_dir / "operative_config.gin").write_text(gin.operative_config_str())
-    partial = run_dir / "manifest.json.partial"
+    partial = run_dir / f"{MANIFEST}.partial"
     partial.write_text(json.dumps(manifest, indent=2) + "\n")
-    partial.replace(run_dir / "manifest.json")
+    partial.replace(run_dir / MANIFEST)
+
+
+@contextlib.contextmanager
+def lock(run_dir: Path):
+    """Holds a run directory against other processes; raises ConfigError if one of them has it."""
+    with (run_dir / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise config.ConfigError(f"Another process is training in {run_dir}.") from error
+        yield
+
+
+def _provenance() -> dict:
+    return {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "host": socket.gethostname(),
+        "device": device(),
+        "python": sys.version.split()[0],
+        "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
+        "git_commit": _git_commit(),
+    }
 
 
 def device() -> str:

@@ -35,7 +35,7 @@ class Trainer:
         check_memory(self.replay_bytes, x.replay.capacity)
 
         self.network = x.network(num_actions=num_actions, num_logits=x.head.num_logits)
-        self.act = partial(x.agent.act, self.network, x.head)
+        self.act = jax.jit(partial(x.agent.act, self.network, x.head))
         sample = partial(
             x.replay.sample,
             stack=self.state_space.shape[0],
@@ -93,20 +93,16 @@ class Trainer:
         updates = sums.pop("updates", 0)
         return {name: float(value) / float(updates) for name, value in sums.items()}
 
-    def diagnose(self) -> tuple[dict[str, float], np.ndarray] | None:
-        """Measures features and targets [2048] on a large batch; None before the first update."""
-        if not self.updates:
-            return None
+    def diagnose(self) -> tuple[dict[str, float], np.ndarray]:
+        """Measures the features on a large batch; returns metrics and the TD targets [2048]."""
         key = jax.random.fold_in(self.state.key, self.agent_steps)
         return jax.device_get(self._diagnose(self.state, self.replay_state, key))
 
-    def evaluate(self) -> np.ndarray:
-        """Plays evaluation episodes in games of their own; returns [episodes]."""
+    def evaluate(self, stop) -> np.ndarray:
+        """Plays evaluation episodes in games of their own until `stop()`; returns [episodes]."""
         x = self.experiment
-        entropy = (x.seed, self.agent_steps, 1)
-        return evaluation.evaluate(
-            x.environment, self.act, self.state.params, x.eval_episodes, x.agent.epsilon_eval, *entropy
-        )
+        play = partial(evaluation.evaluate, x.environment, self.act, self.state.params)
+        return play(x.eval_episodes, x.agent.epsilon_eval, (x.seed, self.agent_steps), stop)
 
     def save(self, checkpointer, progress: dict[str, Any]) -> None:
         """Writes a checkpoint, with `progress` of the caller's."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
 import cv2
+import gymnasium
 import imageio_ffmpeg
 import jax
 import numpy as np
@@ -71,9 +73,22 @@ def check_path(path) -> Path:
     path = Path(path)
     if path.suffix != ".mp4" or path.is_dir():
         raise ValueError(f"A video is written to a file whose name ends in .mp4, not to {str(path)!r}.")
-    if not path.parent.is_dir():
-        raise ValueError(f"Cannot write {str(path)!r}: the directory {str(path.parent)!r} does not exist.")
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(f"Cannot write {str(path)!r}: there is no directory {str(path.parent)!r} to write to.")
     return path
+
+
+def check_environment(environment) -> None:
+    """Raises ValueError if `environment` cannot show its screen."""
+    try:
+        env = environment.make_single(render_mode="rgb_array")
+        env.reset(seed=0)
+        screen = env.render()
+        env.close()
+    except (gymnasium.error.Error, TypeError, ImportError) as error:
+        raise ValueError(f"{environment.name} cannot be shown: {error}") from error
+    if not isinstance(screen, np.ndarray):
+        raise ValueError(f"{environment.name} cannot be shown: it renders no picture.")
 
 
 def _play(policy, env, epsilon, seed, max_steps, figure, write) -> float:

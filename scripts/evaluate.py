@@ -30,19 +30,22 @@ def main(argv=None) -> int:
     parser.add_argument("--epsilon", type=float, help="exploration rate (default: the run's epsilon_eval, 0.001)")
     parser.add_argument("--seed", type=int, default=0, help="seed of games and exploration (default: 0)")
     parser.add_argument("--video", metavar="FILE.mp4", help="record one more episode")
-    parser.add_argument("--export", metavar="FILE.safetensors", help="write the parameters")
+    parser.add_argument("--export", metavar="FILE.safetensors", help="write the parameters, too")
     args = parser.parse_args(argv)
     if args.episodes < 1:
         parser.error(f"--episodes must be at least 1; got {args.episodes}")
     if args.epsilon is not None and not 0 <= args.epsilon <= 1:
         parser.error(f"--epsilon is a probability; got {args.epsilon}")
-    if args.video:
-        video.check_path(args.video)
-
     policy = policies.load(args.run_dir)
     environment, agent = policy.experiment.environment, policy.experiment.agent
+    if args.video:
+        video.check_path(args.video)
+        video.check_environment(environment)
+    if args.export:
+        policy.export(args.export)
     epsilon = agent.epsilon_eval if args.epsilon is None else args.epsilon
-    returns = evaluate(environment, policy.act, policy.params, args.episodes, epsilon, args.seed, policy.agent_steps)
+    entropy = (args.seed, policy.agent_steps)
+    returns = evaluate(environment, policy.act, policy.params, args.episodes, epsilon, entropy)
     result = {
         "run_dir": args.run_dir,
         "game": environment.name,
@@ -58,9 +61,6 @@ def main(argv=None) -> int:
     if args.video:
         result["video"] = args.video
         result["video_return"] = video.record(policy, args.video, epsilon, args.seed)
-    if args.export:
-        policy.export(args.export)
-        result["export"] = args.export
     print(json.dumps(result, indent=2))
     return 0
 
@@ -68,5 +68,7 @@ def main(argv=None) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (ConfigError, FileNotFoundError, ValueError) as error:
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ConfigError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -35,12 +35,15 @@ def main(argv=None) -> int:
     for run_dir in args.run_dirs:
         games.add(json.loads((run_dir / "manifest.json").read_text())["protocol"].get("game", run_dir.parts[-3]))
         rows = logger.read(run_dir)
-        frames, returns = np.array([(r["frames"], r["episode/return"]) for r in rows if "episode/return" in r]).T
+        episodes = [(r["frames"], r["episode/return"]) for r in rows if "episode/return" in r]
+        if not episodes:
+            parser.error(f"{run_dir} has no finished episode yet")
+        frames, returns = np.array(episodes).T
         window = min(args.episodes, len(returns))
         mean = np.convolve(returns, np.ones(window) / window, "valid")
         (line,) = axes.plot(frames[window - 1 :] / 1e6, mean, label=f"{run_dir.parent.name} {run_dir.name}")
-        evaluations = np.array([(r["frames"] / 1e6, r["eval/return"]) for r in rows if "eval/return" in r])
-        axes.plot(*evaluations.T, "o", color=line.get_color(), clip_on=False)
+        evaluations = [(r["frames"] / 1e6, r["eval/return"]) for r in rows if "eval/return" in r]
+        axes.plot(*np.array(evaluations).reshape(-1, 2).T, "o", color=line.get_color(), clip_on=False)
     if len(games) > 1:
         parser.error(f"the runs are of different games: {', '.join(sorted(games))}")
     game = games.pop()

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import os
 import sys
 from pathlib import Path
 
@@ -25,13 +26,6 @@ from agents import config, run_directory
 from agents.checkpoint import Checkpointer
 from agents.loop import train
 from agents.trainer import Trainer
-
-PRESETS = {
-    "paper": "the paper's protocol",
-    "fast": "the paper's values in agent steps, many games at once, stepped while the learner computes",
-    "quick": "for a first hour. NOT the paper's protocol: no ranking of heads can be read from it",
-    "minatar": "MinAtar at full length",
-}
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -67,26 +61,25 @@ def parse_args(argv=None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-# Shipped gin files compose by folder, in this order; the user's own come last.
-FOLDERS = (".", "heads", "environments", "presets", "torsos")
-
-
 def gin_files(args) -> list[str]:
-    """The gin files that a command line names, directly, by short form or by default."""
-    names = {
-        ".": args.agent,
-        "heads": args.head,
-        "environments": "gymnasium" if args.env else None,
-        "presets": args.preset,
-        "torsos": args.torso,
+    """The gin files that a command line names, by short form, directly or by default, in the order they compose."""
+    is_minatar = (args.env or "").startswith("MinAtar/")
+    # Folder of configs/, the name given for it, and the default; the user's own files come last.
+    folders = {
+        ".": (args.agent, "dqn"),
+        "heads": (args.head, "hl_gauss"),
+        "environments": ("gymnasium" if args.env else None, None),
+        "presets": (args.preset, "minatar" if is_minatar else "fast"),
+        "torsos": (args.torso, None),
     }
-    files = [config.shipped(folder, name) for folder, name in names.items() if name] + args.gin_files
-    preset = "minatar" if (args.env or "").startswith("MinAtar/") else "fast"
-    for folder, default in {".": "dqn", "heads": "hl_gauss", "presets": preset}.items():
-        if folder not in map(config.folder, files):
-            files.append(config.shipped(folder, default))
-    order = {folder: place for place, folder in enumerate(FOLDERS)}
-    return [config.BASE, *sorted(files, key=lambda file: order.get(config.folder(file), len(order)))]
+    files = []
+    for folder, (name, default) in folders.items():
+        named = [config.shipped(folder, name)] if name else []
+        named += [file for file in args.gin_files if config.folder(file) == folder and file not in named]
+        if len(named) > 1 and default:
+            raise config.ConfigError(f"More than one of configs/{folder} is named: {', '.join(named)}. Keep one.")
+        files += named or ([config.shipped(folder, default)] if default else [])
+    return [config.BASE, *files, *(file for file in args.gin_files if config.folder(file) not in folders)]
 
 
 def bindings(args) -> list[str]:
@@ -105,13 +98,15 @@ def bindings(args) -> list[str]:
     return [f"{name} = {value!r}" for name, value in flags.items() if value is not None] + args.gin_bindings
 
 
-def load(args):
-    """Builds the experiment of a command line; returns it with the lines that report overrides."""
+def load(args, **more):
+    """Builds the experiment of a command line and `more` bindings to `Experiment`; returns it with its overrides."""
     files, lines = gin_files(args), bindings(args)
     experiment, overrides = config.load(files, lines)
     if args.frames is not None:
-        steps = args.frames // experiment.environment.frames_per_step
-        experiment, overrides = config.load(files, [*lines, f"Experiment.total_steps = {steps}"])
+        more["total_steps"] = args.frames // experiment.environment.frames_per_step
+    if more:
+        lines += [f"Experiment.{name} = {value}" for name, value in more.items()]
+        experiment, overrides = config.load(files, lines)
     return experiment, overrides
 
 
@@ -130,9 +125,9 @@ def announce(trainer: Trainer, files, run_dir: Path, logdir, start: int, overrid
         if x.overlap
         else "stepped in turn with the learner"
     )
-    presets = [Path(file).stem for file in files if config.folder(file) == "presets"]
+    presets = [Path(file) for file in files if config.folder(file) == "presets"]
     rows = {
-        "Preset": ", ".join(f"{preset}: {PRESETS.get(preset, '')}" for preset in presets),
+        "Preset": "; ".join(f"{path.stem}: {path.read_text().partition(chr(10))[0].strip('# ')}" for path in presets),
         "Run": f"{run_dir} ({f'goes on at {start:,} agent steps' if start else 'new'})",
         "Device": run_directory.device(),
         "Protocol": f"{type(env).__name__}: {protocol}",
@@ -141,7 +136,7 @@ def announce(trainer: Trainer, files, run_dir: Path, logdir, start: int, overrid
         "Head": f"{x.head}",
         "Network": f"{trainer.num_parameters:,} parameters",
         "Replay": f"{x.replay.capacity:,} transitions, {trainer.replay_bytes / 1e9:.2f} GB, allocated at once",
-        "Curves": f"tensorboard --logdir {logdir}",
+        "Curves": f"{program('tensorboard')} --logdir {logdir}",
     }
     for key, text in rows.items():
         print(f"{key:<9} {text}")
@@ -149,44 +144,57 @@ def announce(trainer: Trainer, files, run_dir: Path, logdir, start: int, overrid
         print(f"Override  {line}")
 
 
+def program(name: str) -> str:
+    """How to call a program of this Python's environment from the working directory."""
+    return os.path.relpath(Path(sys.executable).parent / name)
+
+
 def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     args = parse_args(argv)
+    files = gin_files(args)
     experiment, overrides = load(args)
+    run_dir = Path(args.run_dir or Path(args.base_dir, run_directory.name(experiment, files[1:], args.gin_bindings)))
+    manifest = run_directory.read_manifest(run_dir)
+    if config.settings()["Experiment.num_envs"] == "0":  # a run keeps the number it was started with
+        args.num_envs = None
+        experiment, overrides = load(args, num_envs=manifest["num_envs"] if manifest else experiment.num_envs)
     settings = config.settings()
     if args.print_config:
         print(gin.operative_config_str())
         return 0
-    files = gin_files(args)
-    run_dir = Path(args.run_dir or Path(args.base_dir, run_directory.name(experiment, files[1:], args.gin_bindings)))
 
-    manifest = run_directory.read_manifest(run_dir)
     start = 0
     if manifest:
         run_directory.refuse_other_settings(run_dir, manifest, settings)
-        experiment = dataclasses.replace(experiment, num_envs=manifest["num_envs"])
         start = latest_checkpoint(run_dir) or 0
         if start >= experiment.total_steps:
+            evaluate = f"{program('python')} scripts/evaluate.py {run_dir}"
             print(
-                f"{run_dir} is finished: {start:,} agent steps. Pass more --steps to go on, or evaluate it:\n"
-                f"  python scripts/evaluate.py {run_dir}"
+                f"{run_dir} is finished: {start:,} agent steps. Pass more --steps to go on, or evaluate it:\n{evaluate}"
             )
             return 0
     trainer = Trainer(experiment)
     if not manifest:
         run_directory.create(run_dir, trainer, settings)
-    announce(trainer, files, run_dir, args.run_dir or args.base_dir, start, overrides)
-    interrupted_by = train(trainer, run_dir, (gin.operative_config_str(), settings), args.profile)
+    with run_directory.lock(run_dir):
+        if manifest:
+            run_directory.resume(run_dir, manifest, start, settings)
+        announce(trainer, files, run_dir, args.run_dir or args.base_dir, start, overrides)
+        interrupted_by = train(trainer, run_dir, (gin.operative_config_str(), settings), args.profile)
     if interrupted_by:
         print(f"Interrupted at {trainer.agent_steps:,} agent steps; all is saved. The same command goes on from there.")
         return 128 + interrupted_by
-    print(f"Finished: {run_dir}\nWatch it play: python scripts/evaluate.py {run_dir} --episodes 10 --video out.mp4")
+    evaluate = f"{program('python')} scripts/evaluate.py {run_dir} --episodes 10 --video out.mp4"
+    print(f"Finished: {run_dir}\nWatch it play: {evaluate}")
     return 0
 
 
 def latest_checkpoint(run_dir: Path) -> int | None:
     """Agent steps of the newest checkpoint."""
-    with contextlib.closing(Checkpointer(run_dir)) as checkpointer:
+    if not (run_dir / "checkpoints").is_dir():
+        return None
+    with contextlib.closing(Checkpointer(run_dir, read_only=True)) as checkpointer:
         return checkpointer.latest()
 
 

@@ -1,19 +1,28 @@
 """The real entry point with every knob shrunk: it trains, resumes, refuses, evaluates, and learns with every head."""
 
+import contextlib
+import dataclasses
 import json
 import os
+import re
+import shutil
 import signal
 
+import gymnasium
 import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agents import config, logger, policy
+from agents import config, logger, run_directory
 from agents.checkpoint import Checkpointer
+from agents.environments import Gymnasium
 from agents.evaluation import evaluate as play
-from scripts import evaluate, train
+from agents.trainer import Trainer
+from networks import value_heads
+from replay.uniform import TimeStep, UniformReplay
+from scripts import evaluate, plot, train
 
 HEADS = ["mse", "huber", "mse_softmax", "two_hot", "hl_gauss", "c51"]
 
@@ -88,7 +97,8 @@ def test_run_directory(run_dir):
     assert b"HLGauss.sigma_ratio" in events.Tensors("operative_config")[0].tensor_proto.string_val[0]
 
 
-def test_finished_extended_and_refused(run_dir, capsys):
+def test_finished_extended_and_refused(run_dir, tmp_path, capsys):
+    run_dir = shutil.copytree(run_dir, tmp_path / "copy")
     assert train.main(pong(run_dir, 200)) == 0
     assert "is finished" in capsys.readouterr().out
     before = (run_dir / "metrics.jsonl").read_text()
@@ -101,6 +111,9 @@ def test_finished_extended_and_refused(run_dir, capsys):
     steps = [row["agent_steps"] for row in logger.read(run_dir)]
     assert steps == sorted(steps) and steps[-1] == 300
     assert policy_updates(run_dir) == (296 - 64) // 4
+    manifest = json.loads((run_dir / "manifest.json").read_text())
+    assert [start["agent_steps"] for start in manifest["resumed"]] == [200]
+    assert manifest["settings"]["Experiment.total_steps"] == "300"
 
 
 def test_evaluates_and_exports(run_dir, tmp_path, capsys):
@@ -113,19 +126,93 @@ def test_evaluates_and_exports(run_dir, tmp_path, capsys):
     assert params["head/kernel"].shape == (512, 6 * 51)
 
 
-def test_load_a_run_and_act(run_dir):
-    """The five lines of the README."""
-    agent = policy.load(run_dir)
-    games = agent.experiment.environment.make(num_envs=2)
-    observation, _ = games.reset(seed=0)
-    for _ in range(10):
-        observation, reward, terminated, truncated, _ = games.step(agent(observation))
-    assert observation.shape == (2, 4, 84, 84)
+def readme(language, containing):
+    """The code block of the README that contains a text."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", (config.ROOT / "README.md").read_text(), re.DOTALL)
+    return next(block for block in blocks if containing in block)
 
 
-@pytest.mark.parametrize("overlap", [True, False])
-def test_interrupted_run_goes_on(tmp_path, overlap, monkeypatch, capsys):
-    """SIGTERM saves at the next step; the next start cuts the logs back to that and goes on."""
+def test_load_a_run_and_act_as_the_readme_says(run_dir):
+    code = readme("python", "policy.load")
+    code = re.sub(r'load\(".*?"\)', f'load("{run_dir}")', code).replace("range(1000)", "range(10)")
+    names = {}
+    exec(code, names)
+    assert names["observation"].shape == (2, 4, 84, 84)
+
+
+def test_the_head_of_the_readme_trains(tmp_path, monkeypatch):
+    names = vars(value_heads) | {}
+    exec(readme("python", "class LogCosh"), names)
+    monkeypatch.setattr(value_heads, "LogCosh", names["LogCosh"], raising=False)
+    (tmp_path / "log_cosh.gin").write_text(readme("python", "@value_heads.LogCosh"))
+    assert train.main(catch(tmp_path / "run", "mse", 400, f"--gin_files={tmp_path / 'log_cosh.gin'}")) == 0
+    assert "LogCosh" in (tmp_path / "run/config.gin").read_text()
+
+
+def test_restores_what_was_saved(tmp_path):
+    """The ring, whether full or not, and the learner's state come back as they were."""
+    for capacity in (200, 1000):
+        experiment, _ = train.load(train.parse_args(catch(tmp_path / "run", "hl_gauss", 400)))
+        experiment = dataclasses.replace(experiment, replay=UniformReplay(capacity))
+        saved, restored = Trainer(experiment), Trainer(experiment)
+        saved.allocate_replay()
+        random = np.random.default_rng(0)
+        for _ in range(73):
+            step = TimeStep(
+                random.integers(0, 3, 4, np.int32),
+                random.random(4, np.float32),
+                random.random(4) < 0.1,
+                random.random(4) < 0.1,
+                random.integers(0, 255, (4, 6, 5), np.uint8),
+            )
+            saved.add(step)
+        saved.learn()
+        with contextlib.closing(Checkpointer(tmp_path / str(capacity))) as checkpointer:
+            saved.save(checkpointer, {"seconds": 1.5})
+            assert restored.restore(checkpointer)["seconds"] == 1.5
+        assert (restored.agent_steps, restored.updates) == (saved.agent_steps, saved.updates) and saved.updates > 0
+        before, after = (
+            (t.state._replace(key=jax.random.key_data(t.state.key)), t.replay_state) for t in (saved, restored)
+        )
+        jax.tree.map(np.testing.assert_array_equal, before, after)
+
+
+def test_evaluates_during_training(tmp_path):
+    assert train.main(catch(tmp_path, "mse", 1000, "--eval_every=400")) == 0
+    assert [row["agent_steps"] // 10 for row in logger.read(tmp_path) if "eval/return" in row] == [40, 80, 100]
+
+
+def test_bad_input_to_evaluate_is_named(run_dir, tmp_path):
+    with pytest.raises(FileNotFoundError, match="not a run directory"):
+        evaluate.main([str(tmp_path)])
+    with pytest.raises(ValueError, match=r"ends in \.mp4"):
+        evaluate.main([str(run_dir), f"--video={tmp_path / 'out.avi'}"])
+    with pytest.raises(OSError, match="nowhere"):
+        evaluate.main([str(run_dir), f"--export={tmp_path / 'nowhere/params.safetensors'}"])
+
+
+def test_one_process_per_run_directory(run_dir, tmp_path):
+    run_dir = shutil.copytree(run_dir, tmp_path / "copy")
+    before = (run_dir / "manifest.json").read_text()
+    with run_directory.lock(run_dir), pytest.raises(config.ConfigError, match="Another process"):
+        train.main(pong(run_dir, 300))
+    assert (run_dir / "manifest.json").read_text() == before
+
+
+def test_a_damaged_manifest_is_named(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"settings": ')
+    with pytest.raises(config.ConfigError, match=r"manifest\.json is damaged"):
+        train.main(pong(tmp_path, 200))
+
+
+def test_plots_runs(run_dir, tmp_path):
+    assert plot.main([str(run_dir), f"--output={tmp_path / 'curves.png'}"]) == 0
+    assert (tmp_path / "curves.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("overlap, number", [(True, signal.SIGTERM), (False, signal.SIGINT)])
+def test_interrupted_run_goes_on(tmp_path, overlap, number, monkeypatch):
+    """A signal saves at the next step; the next start cuts the logs back to that and goes on."""
     more = ["--torso=mlp", "--gin_bindings=MLP.features = (16,)", f"--gin_bindings=Experiment.overlap = {overlap}"]
     command = pong(tmp_path / "run", 200, *more)
     write = logger.Logger.write
@@ -133,12 +220,12 @@ def test_interrupted_run_goes_on(tmp_path, overlap, monkeypatch, capsys):
     def write_then_kill(self, agent_steps, *args):
         write(self, agent_steps, *args)
         if agent_steps == 120:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
     monkeypatch.setattr(logger.Logger, "write", write_then_kill)
-    assert train.main(command) == 128 + signal.SIGTERM
+    assert train.main(command) == 128 + number
     monkeypatch.undo()
-    assert Checkpointer(tmp_path / "run").latest() == 120
+    assert Checkpointer(tmp_path / "run").latest() == 124  # one step of 4 games later
     with (tmp_path / "run/metrics.jsonl").open("a") as file:  # logged after the checkpoint, then killed
         file.write('{"agent_steps": 999}\n{"agent_st')
     assert train.main(command) == 0
@@ -155,28 +242,36 @@ def test_every_head_learns(tmp_path, head):
     assert returns[-1] > 0.5
 
 
-def test_evaluation_counts_episodes_fixed_in_advance():
-    """30 episodes on 16 games: two each for 14 of them, one each for 2, however long they take."""
-    experiment, _ = config.load(
-        [
-            *map(
-                str,
-                (
-                    config.CONFIGS / name
-                    for name in ("base.gin", "dqn.gin", "heads/mse.gin", "environments/gymnasium.gin")
-                ),
-            )
-        ],
-        ["Gymnasium.id = 'catch:Catch-v0'"],
-    )
-    act = lambda params, observation, key, epsilon: jax.random.randint(key, observation.shape[:1], 0, 3)
-    returns = play(experiment.environment, act, None, 30, 0.0, 1)
-    assert returns.shape == (30,) and set(returns) <= {-1.0, 1.0}
+class Countdown(gymnasium.Env):
+    """Episodes of 1 step that return 0, or of 9 steps that return 1, with equal probability."""
+
+    observation_space = gymnasium.spaces.Box(0, 1, (1,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.long = bool(self.np_random.integers(2))
+        self.left = 9 if self.long else 1
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.left -= 1
+        return np.zeros(1, np.float32), float(self.long and not self.left), not self.left, False, {}
+
+
+gymnasium.register("Countdown-v0", Countdown)
+
+
+def test_evaluation_does_not_favour_short_episodes():
+    """Counting whichever of 16 games' episodes ends first would give a mean near 0.2 instead of 0.5."""
+    act = lambda params, observation, key, epsilon: np.zeros(len(observation), np.int32)
+    returns = play(Gymnasium("Countdown-v0"), act, None, 80, 0.0, entropy=(1,))
+    assert returns.shape == (80,) and 0.35 < returns.mean() < 0.65
 
 
 def test_too_large_a_replay_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(MemoryError, match="--replay_capacity"):
-        train.main([*pong(tmp_path / "run", 200)[:-9], "--gin_bindings=UniformReplay.capacity = 10_000_000_000"])
+        train.main(["--game=Pong", f"--run_dir={tmp_path / 'run'}", "--replay_capacity=10000000000"])
     assert not (tmp_path / "run").exists()
 
 
