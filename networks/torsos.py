@@ -57,17 +57,22 @@ class NatureCNN(nn.Module):
 
 
 class MinAtarCNN(nn.Module):
-    """The torso of Young & Tian 2019, MinAtar (https://arxiv.org/abs/1903.03176): one 3x3 convolution, d = 128."""
+    """The torso of Young & Tian 2019, MinAtar (https://arxiv.org/abs/1903.03176): one 3x3 convolution, d = 128.
+
+    Attributes: as of `NatureCNN`.
+    """
 
     kernel_init: Callable[..., Any] = xavier_uniform
     layer_norm: bool = False
+    dtype: Any = "float32"
 
     @nn.compact
     def __call__(self, observation):
-        activation = lambda x: nn.relu(nn.LayerNorm()(x) if self.layer_norm else x)
-        x = to_image(observation, jnp.float32)
-        x = activation(nn.Conv(16, (3, 3), padding="VALID", kernel_init=self.kernel_init)(x))
-        return activation(nn.Dense(128, kernel_init=self.kernel_init)(x.reshape(x.shape[0], -1)))
+        dtype = jnp.dtype(self.dtype)
+        activation = lambda x: nn.relu(nn.LayerNorm(dtype=dtype)(x) if self.layer_norm else x)
+        x = to_image(observation, dtype)
+        x = activation(nn.Conv(16, (3, 3), padding="VALID", kernel_init=self.kernel_init, dtype=dtype)(x))
+        return activation(nn.Dense(128, kernel_init=self.kernel_init, dtype=dtype)(x.reshape(x.shape[0], -1)))
 
 
 class MLP(nn.Module):
@@ -75,19 +80,20 @@ class MLP(nn.Module):
 
     Attributes:
       features: width of each layer; the last one is d.
-      kernel_init: initializer of all kernels.
-      layer_norm: normalises before each ReLU.
+      kernel_init, layer_norm, dtype: as of `NatureCNN`.
     """
 
     features: Sequence[int] = (256, 256)
     kernel_init: Callable[..., Any] = xavier_uniform
     layer_norm: bool = False
+    dtype: Any = "float32"
 
     @nn.compact
     def __call__(self, observation):
+        dtype = jnp.dtype(self.dtype)
         scale = 255 if observation.dtype == jnp.uint8 else 1
-        x = observation.reshape(observation.shape[0], -1).astype(jnp.float32) / scale
+        x = observation.reshape(observation.shape[0], -1).astype(dtype) / scale
         for width in self.features:
-            x = nn.Dense(width, kernel_init=self.kernel_init)(x)
-            x = nn.relu(nn.LayerNorm()(x) if self.layer_norm else x)
+            x = nn.Dense(width, kernel_init=self.kernel_init, dtype=dtype)(x)
+            x = nn.relu(nn.LayerNorm(dtype=dtype)(x) if self.layer_norm else x)
         return x

@@ -121,7 +121,7 @@ def announce(trainer: Trainer, files, run_dir: Path, logdir, start: int, overrid
     protocol = ", ".join(f"{field.name} {getattr(env, field.name)}" for field in dataclasses.fields(env))
     frames = x.total_steps * env.frames_per_step
     order = (
-        f"stepped while the learner computes; updates come {x.num_envs} agent steps later"
+        f"stepped while the learner computes: updates come one step of all games ({x.num_envs} agent steps) later"
         if x.overlap
         else "stepped in turn with the learner"
     )

@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agents import config, logger, run_directory
+from agents import config, logger, policy, run_directory
 from agents.checkpoint import Checkpointer
 from agents.environments import Gymnasium
 from agents.evaluation import evaluate as play
@@ -175,6 +175,17 @@ def test_restores_what_was_saved(tmp_path):
             (t.state._replace(key=jax.random.key_data(t.state.key)), t.replay_state) for t in (saved, restored)
         )
         jax.tree.map(np.testing.assert_array_equal, before, after)
+
+
+def test_same_seed_same_parameters(tmp_path):
+    """With the games stepped while the learner computes, too."""
+    files = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        command = catch(tmp_path / name, "hl_gauss", 600, f"--seed={seed}", "--gin_bindings=Experiment.overlap = True")
+        assert train.main(command) == 0
+        policy.load(tmp_path / name).export(tmp_path / f"{name}.safetensors")
+        files.append((tmp_path / f"{name}.safetensors").read_bytes())
+    assert files[0] == files[1] != files[2]
 
 
 def test_evaluates_during_training(tmp_path):
