@@ -12,6 +12,9 @@ FRAMES ?=
 ARGS   ?=
 
 comma := ,
+ifneq ($(filter-out cuda13,$(EXTRA)),)
+$(error EXTRA=$(EXTRA) is unknown; allowed: cuda13)
+endif
 READY := $(VENV)/.ready$(EXTRA)
 
 .PHONY: setup train test test-slow lint format

@@ -27,14 +27,17 @@ class Checkpointer:
     """
 
     def __init__(self, run_dir, read_only: bool = False):
+        directory = Path(run_dir).resolve() / "checkpoints"
+        if not read_only:
+            directory.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(
-            Path(run_dir).resolve() / "checkpoints",
+            directory,
             item_names=("learner", "replay", "progress"),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=None if read_only else 2,
                 enable_async_checkpointing=False,
                 cleanup_tmp_directories=not read_only,
-                create=not read_only,
+                create=False,
             ),
         )
 
@@ -87,7 +90,14 @@ class Checkpointer:
         step = self.latest()
         if step is None:
             raise FileNotFoundError(f"There is no checkpoint in {self._manager.directory}.")
-        return self._manager.restore(step, args=ocp.args.Composite(**items))
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:  # orbax raises of all kinds
+            reason = str(error).partition("\n")[0][:200]
+            raise OSError(
+                f"The checkpoint {self._manager.directory / str(step)} is damaged: {reason}\n"
+                "Remove it to go on from the one before."
+            ) from error
 
     def close(self) -> None:
         """Waits for the writer."""

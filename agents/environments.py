@@ -61,7 +61,7 @@ class Atari:
 
     def __post_init__(self):
         if self.game not in ROMS:
-            near = difflib.get_close_matches(str(self.game), ROMS, n=3, cutoff=0.4)
+            near = difflib.get_close_matches(str(self.game), ROMS, n=3, cutoff=0.6)
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
             raise ValueError(f"Unknown game {self.game!r}.{hint} All games: {', '.join(ROMS)}.")
         if not 0 <= self.sticky <= 1:
@@ -159,7 +159,7 @@ class Gymnasium:
         try:
             render = {"render_mode": render_mode} if render_mode else {}
             env = gymnasium.make(self.id, disable_env_checker=True, **render, **self.kwargs)
-        except (gymnasium.error.Error, ImportError) as error:
+        except (gymnasium.error.Error, ImportError, TypeError) as error:
             raise ValueError(f"Cannot make the environment {self.id!r}: {error}") from error
         if not isinstance(env.action_space, gymnasium.spaces.Discrete) or env.action_space.start != 0:
             raise ValueError(

@@ -65,8 +65,9 @@ class Experiment:
         for name in (*positive, "eval_episodes"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"Experiment.{name} must be positive; got {getattr(self, name)}.")
-        if self.seed < 0:
-            raise ValueError(f"Experiment.seed must not be negative; got {self.seed}.")
+        for name in ("seed", "eval_every_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"Experiment.{name} must not be negative; got {getattr(self, name)}.")
         if self.total_steps <= self.warmup_steps:
             raise ValueError(
                 f"The run has {self.total_steps:,} agent steps and a warm-up of {self.warmup_steps:,}: nothing would "

@@ -47,7 +47,7 @@ def train(trainer: Trainer, run_dir, description: tuple[str, dict[str, str]], pr
         actor = owned(Actor(x.environment, x.num_envs, trainer.act, x.seed, trainer.agent_steps))
         trainer.add(actor.reset())
 
-        stop = False
+        stop = evaluated = False
         while not stop:
             before = trainer.agent_steps
             actor.send(trainer.state.params, trainer.epsilon)
@@ -69,10 +69,10 @@ def train(trainer: Trainer, run_dir, description: tuple[str, dict[str, str]], pr
             if due(x.diagnose_every_steps):
                 report.diagnosis()
             if due(x.eval_every_steps) or finished:
-                report.evaluation(stop=lambda: interrupt.signal is not None)
+                evaluated = report.evaluation(stop=lambda: interrupt.signal is not None)
             if due(x.checkpoint_every_steps) or stop:
                 trainer.save(checkpointer, {"seconds": report.seconds, "log_offsets": logger.offsets()})
-    return None if finished else interrupt.signal
+    return None if finished and evaluated else interrupt.signal
 
 
 class Interrupt:

@@ -84,12 +84,16 @@ class Report:
             f"Try --gin_bindings='{name}.v_min = {-bound}' --gin_bindings='{name}.v_max = {bound}'."
         )
 
-    def evaluation(self, stop) -> None:
-        """Evaluates, logs the mean return and shows it; gives up without a result when `stop()` turns true."""
+    def evaluation(self, stop) -> bool:
+        """Evaluates, logs the mean return and shows it; gives up without a result when `stop()` turns true.
+
+        Returns:
+          Whether there is a result.
+        """
         x = self._trainer.experiment
         returns = self._trainer.evaluate(stop)
         if len(returns) < x.eval_episodes:
-            return
+            return False
         metrics = {"eval/return": returns.mean(), "eval/return_std": returns.std()}
         normalised = human_normalised(x.environment.name, returns.mean())
         text = f"Evaluation at {self._trainer.agent_steps:,} agent steps: {returns.mean():.1f} +- {returns.std():.1f}"
@@ -99,3 +103,4 @@ class Report:
         self._write(metrics)
         self._logger.flush()
         self._display.print(f"{text} ({len(returns)} episodes, epsilon {x.agent.epsilon_eval})")
+        return True

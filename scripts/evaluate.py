@@ -34,6 +34,8 @@ def main(argv=None) -> int:
     args = parser.parse_args(argv)
     if args.episodes < 1:
         parser.error(f"--episodes must be at least 1; got {args.episodes}")
+    if args.seed < 0:
+        parser.error(f"--seed must not be negative; got {args.seed}")
     if args.epsilon is not None and not 0 <= args.epsilon <= 1:
         parser.error(f"--epsilon is a probability; got {args.epsilon}")
     policy = policies.load(args.run_dir)
@@ -61,6 +63,8 @@ def main(argv=None) -> int:
     if args.video:
         result["video"] = args.video
         result["video_return"] = video.record(policy, args.video, epsilon, args.seed)
+    if args.export:
+        result["export"] = args.export
     print(json.dumps(result, indent=2))
     return 0
 

@@ -24,6 +24,7 @@ import gin
 
 from agents import config, run_directory
 from agents.checkpoint import Checkpointer
+from agents.environments import Atari
 from agents.loop import train
 from agents.trainer import Trainer
 
@@ -95,6 +96,8 @@ def bindings(args) -> list[str]:
         "Experiment.eval_every_steps": args.eval_every,
         "Experiment.eval_episodes": args.eval_episodes,
     }
+    if any(not binding.strip() for binding in args.gin_bindings):
+        raise config.ConfigError("--gin_bindings is empty; it takes e.g. 'Learner.batch_size = 64'.")
     return [f"{name} = {value!r}" for name, value in flags.items() if value is not None] + args.gin_bindings
 
 
@@ -110,7 +113,7 @@ def load(args, **more):
     return experiment, overrides
 
 
-def announce(trainer: Trainer, files, run_dir: Path, logdir, start: int, overrides) -> None:
+def announce(trainer: Trainer, files, run_dir: Path, logdir, start: str, overrides) -> None:
     """Prints what is about to run."""
     x, env = trainer.experiment, trainer.experiment.environment
     if run_directory.unused_gpu():
@@ -128,7 +131,7 @@ def announce(trainer: Trainer, files, run_dir: Path, logdir, start: int, overrid
     presets = [Path(file) for file in files if config.folder(file) == "presets"]
     rows = {
         "Preset": "; ".join(f"{path.stem}: {path.read_text().partition(chr(10))[0].strip('# ')}" for path in presets),
-        "Run": f"{run_dir} ({f'goes on at {start:,} agent steps' if start else 'new'})",
+        "Run": f"{run_dir} ({start})",
         "Device": run_directory.device(),
         "Protocol": f"{type(env).__name__}: {protocol}",
         "Length": f"{x.total_steps:,} agent steps = {frames:,} frames, seed {x.seed}",
@@ -147,6 +150,12 @@ def announce(trainer: Trainer, files, run_dir: Path, logdir, start: int, overrid
 def program(name: str) -> str:
     """How to call a program of this Python's environment from the working directory."""
     return os.path.relpath(Path(sys.executable).parent / name)
+
+
+def evaluate_command(run_dir: Path) -> str:
+    """How to evaluate a run from the working directory."""
+    script = os.path.relpath(Path(__file__).with_name("evaluate.py"))
+    return f"{program('python')} {script} {run_dir} --episodes 10"
 
 
 def main(argv=None) -> int:
@@ -169,10 +178,8 @@ def main(argv=None) -> int:
         run_directory.refuse_other_settings(run_dir, manifest, settings)
         start = latest_checkpoint(run_dir) or 0
         if start >= experiment.total_steps:
-            evaluate = f"{program('python')} scripts/evaluate.py {run_dir}"
-            print(
-                f"{run_dir} is finished: {start:,} agent steps. Pass more --steps to go on, or evaluate it:\n{evaluate}"
-            )
+            print(f"{run_dir} is finished: {start:,} agent steps. Pass more --steps to go on, or evaluate it:")
+            print(evaluate_command(run_dir))
             return 0
     trainer = Trainer(experiment)
     if not manifest:
@@ -180,13 +187,20 @@ def main(argv=None) -> int:
     with run_directory.lock(run_dir):
         if manifest:
             run_directory.resume(run_dir, manifest, start, settings)
-        announce(trainer, files, run_dir, args.run_dir or args.base_dir, start, overrides)
+        how = (
+            f"goes on at {start:,} agent steps" if start else "starts over: it has no checkpoint" if manifest else "new"
+        )
+        announce(trainer, files, run_dir, args.run_dir or args.base_dir, how, overrides)
         interrupted_by = train(trainer, run_dir, (gin.operative_config_str(), settings), args.profile)
     if interrupted_by:
-        print(f"Interrupted at {trainer.agent_steps:,} agent steps; all is saved. The same command goes on from there.")
+        print(f"Interrupted at {trainer.agent_steps:,} agent steps; all is saved. ", end="")
+        if trainer.agent_steps < experiment.total_steps:
+            print("The same command goes on from there.")
+        else:
+            print(f"Only the final evaluation is missing: {evaluate_command(run_dir)}")
         return 128 + interrupted_by
-    evaluate = f"{program('python')} scripts/evaluate.py {run_dir} --episodes 10 --video out.mp4"
-    print(f"Finished: {run_dir}\nWatch it play: {evaluate}")
+    can_be_shown = isinstance(experiment.environment, Atari)  # others may need packages of their own to render
+    print(f"Finished: {run_dir}\nEvaluate: {evaluate_command(run_dir)}{' --video out.mp4' if can_be_shown else ''}")
     return 0
 
 

@@ -450,3 +450,30 @@ def test_what_may_change_exists():
     """A renamed setting must not silently become one that refuses."""
     load()
     assert run_directory.MAY_CHANGE <= config.settings().keys()
+
+
+@pytest.mark.parametrize(
+    "binding",
+    [
+        "Experiment.seed = 'x'",
+        "Experiment.total_steps = 1e6",
+        "Experiment.overlap = 1",
+        "Experiment.head = 3",
+        "Learner.batch_size = 1.5",
+        "adam.learning_rate = 'x'",
+        "DQN.double = 'yes'",
+        "DQN.max_abs_reward = 'x'",
+        "HLGauss.num_bins = 51.5",
+        "HLGauss.v_max = True",
+    ],
+)
+def test_wrong_types_are_named(binding):
+    """The annotation of the parameter decides, before anything is built."""
+    with pytest.raises(config.ConfigError, match=f"{binding.partition(' ')[0]} = .* is of the wrong type"):
+        load(f"--gin_bindings={binding}")
+
+
+@pytest.mark.parametrize("binding", ["DQN.discount = 1", "DQN.max_abs_reward = None", "Learner.max_grad_norm = 10"])
+def test_whole_numbers_are_numbers(binding):
+    """And None is what an optional parameter may be."""
+    load(f"--gin_bindings={binding}")

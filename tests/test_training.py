@@ -216,6 +216,33 @@ def test_a_damaged_manifest_is_named(tmp_path):
         train.main(pong(tmp_path, 200))
 
 
+def test_a_damaged_checkpoint_is_named(run_dir, tmp_path):
+    """The newest one is named, and what to do; a file in its place is found before training."""
+    run_dir = shutil.copytree(run_dir, tmp_path / "copy")
+    (newest,) = (run_dir / "checkpoints").iterdir()
+    shutil.rmtree(newest / "learner")
+    for command in (lambda: train.main(pong(run_dir, 300)), lambda: evaluate.main([str(run_dir)])):
+        with pytest.raises(OSError, match=f"{newest.name} is damaged.*\n.*Remove it"):
+            command()
+    shutil.rmtree(run_dir / "checkpoints")
+    (run_dir / "checkpoints").touch()
+    with pytest.raises(FileExistsError):
+        train.main(pong(run_dir, 300))
+
+
+def test_an_interrupted_final_evaluation_does_not_count(tmp_path, monkeypatch, capsys):
+    """The training is saved; the exit code and the message say what is missing."""
+
+    def interrupted(self, stop):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return np.empty(0)
+
+    monkeypatch.setattr(Trainer, "evaluate", interrupted)
+    assert train.main(catch(tmp_path, "mse", 400)) == 128 + signal.SIGTERM
+    assert "Only the final evaluation is missing" in capsys.readouterr().out
+    assert Checkpointer(tmp_path).latest() >= 400
+
+
 def test_plots_runs(run_dir, tmp_path):
     assert plot.main([str(run_dir), f"--output={tmp_path / 'curves.png'}"]) == 0
     assert (tmp_path / "curves.png").stat().st_size > 5000

@@ -1,0 +1,172 @@
+"""What gin would silently accept, and what its errors leave unsaid: the checks behind `agents/config.py`."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import types
+import typing
+from typing import NamedTuple
+
+import gin.config as gin_state  # its registry and its bindings have no public accessors
+from gin import config_parser
+
+COMMAND_LINE = "command line"
+
+
+class ConfigError(ValueError):
+    """A mistake in a gin file or flag; the message says where, and what is allowed."""
+
+
+class Key(NamedTuple):
+    """Where gin keeps a binding. A macro M is the parameter 'value' of 'gin.macro' in the scope M."""
+
+    scope: str
+    selector: str
+    parameter: str
+
+    def __str__(self):
+        if self.selector == "gin.macro":
+            return self.scope
+        scope = f"{self.scope}/" if self.scope else ""
+        return f"{scope}{self.selector.rpartition('.')[2]}.{self.parameter}"
+
+
+def current_bindings() -> dict[Key, object]:
+    """All bindings that gin holds."""
+    return {
+        Key(scope, selector, parameter): value
+        for (scope, selector), values in gin_state._CONFIG.items()
+        for parameter, value in values.items()
+    }
+
+
+def settings() -> dict[str, str]:
+    """All values the built experiment uses, defaults included: 'Class.parameter' -> its gin representation."""
+    return {
+        str(Key(scope, selector, parameter)): repr(value)
+        for (scope, selector), values in gin_state._OPERATIVE_CONFIG.items()
+        for parameter, value in values.items()
+        if not callable(value)
+    }
+
+
+class _Anything(config_parser.ParserDelegate):
+    """Parses references and macros without resolving them."""
+
+    def configurable_reference(self, scoped_configurable_name, evaluate):
+        return scoped_configurable_name
+
+    def macro(self, macro_name):
+        return macro_name
+
+
+def check_statements(source: str, text: str) -> None:
+    """Refuses what gin would silently accept in one source."""
+    seen: dict[tuple, int] = {}
+    try:
+        statements = list(config_parser.ConfigParser(text, _Anything()))
+    except SyntaxError:
+        return  # `_parse` reports it, with a hint
+    for statement in statements:
+        line = statement.location.line_num
+        if isinstance(statement, config_parser.IncludeStatement):
+            raise ConfigError(f"{source}, line {line}: include is not supported. Pass --gin_files once for each file.")
+        if isinstance(statement, config_parser.BindingStatement):
+            # Learner.x and learner.Learner.x are the same.
+            key = (statement.scope, statement.selector.rpartition(".")[2], statement.arg_name)
+            if key in seen:
+                scope = f"{key[0]}/" if key[0] else ""
+                name = scope + ".".join(filter(None, key[1:]))
+                raise ConfigError(f"{source}: {name} is bound twice, in lines {seen[key]} and {line}. Remove one.")
+            seen[key] = line
+
+
+def check_types(sources: dict[Key, str]) -> None:
+    """Refuses plain values of another type than the parameter they are bound to is annotated with."""
+    bound = current_bindings()
+    for key, source in sources.items():
+        try:
+            hint = typing.get_type_hints(gin_state._REGISTRY[key.selector].wrapped).get(key.parameter, typing.Any)
+        except (NameError, TypeError):  # annotations of other packages need not resolve
+            continue
+        value = bound[key]
+        if isinstance(value, (bool, int, float, str, list, tuple, dict)) and not _fits(value, hint):
+            expected = getattr(hint, "__name__", hint)
+            raise ConfigError(f"{source}: {key} = {value!r} is of the wrong type; it must be {expected}.")
+
+
+def _fits(value, hint) -> bool:
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if len(options) > 1:
+        return any(_fits(value, option) for option in options)
+    if hint is typing.Any:
+        return True
+    plain = typing.get_origin(hint) or hint
+    if not inspect.isclass(plain):  # e.g. a type variable
+        return True
+    if plain in (int, float):
+        return not isinstance(value, bool) and isinstance(value, (int, plain))
+    return isinstance(value, plain)
+
+
+def refuse_unused(sources: dict[Key, str], obsolete: set[Key]) -> None:
+    """Refuses bindings that the built experiment did not read; forgets those that are obsolete."""
+    bound = current_bindings()
+    for key, source in sources.items():
+        winners = _winners(key, bound)
+        if key in winners:
+            continue
+        if source != COMMAND_LINE and (winners or key in obsolete):
+            del gin_state._CONFIG[key[:2]][key.parameter]
+        elif winners:
+            winner = winners.pop()
+            raise ConfigError(f"{source}: {key} has no effect: {winner} = {bound[winner]!r} wins. Bind that one.")
+        else:
+            used = sorted(settings())
+            kind = "the macro" if key.selector == "gin.macro" else "the binding"
+            raise ConfigError(
+                f"{source}: {kind} {key} = {bound[key]!r} is not used by this run.{did_you_mean(str(key), used)}"
+            )
+    for part in [part for part, values in gin_state._CONFIG.items() if not values]:
+        del gin_state._CONFIG[part]
+
+
+def _winners(key: Key, bound) -> set[Key]:
+    """The bindings that took effect wherever `key` could have: one in a longer scope wins over it."""
+    scopes = [
+        scope
+        for (scope, selector), values in gin_state._OPERATIVE_CONFIG.items()
+        if selector == key.selector and key.parameter in values and is_prefix(key.scope, scope)
+    ]
+    rivals = [other for other in bound if other[1:] == key[1:]]
+    return {
+        max((other for other in rivals if is_prefix(other.scope, scope)), key=lambda other: len(other.scope))
+        for scope in scopes
+    }
+
+
+def is_prefix(scope: str, of: str) -> bool:
+    """Whether what is bound in a scope also holds in the scope `of`."""
+    return scope == "" or of == scope or of.startswith(scope + "/")
+
+
+def explain(message: str) -> str:
+    """Adds what is allowed to gin's message."""
+    classes = [selector.rpartition(".")[2] for selector, _ in gin_state._REGISTRY.items()]
+    if match := re.search(r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", message):
+        target = gin_state._REGISTRY.get_match(match[1]) or gin_state._REGISTRY.get_match(match[1].rpartition(".")[2])
+        parameters = [name for name in inspect.signature(target.wrapped).parameters if name != "self"] if target else []
+        return f"{message}\n{did_you_mean(match[2], parameters)} Parameters: {', '.join(parameters)}."
+    if match := re.search(r"No configurable matching '([\w./]+)'", message):
+        return f"{message}\n{did_you_mean(match[1], classes)} Classes in use: {', '.join(sorted(set(classes)))}."
+    if match := re.search(r"malformed node or string|Failed to parse token '([^']*)'", message):
+        return f"{message}\nA string needs quotes: 'text'; a class is written @module.Class, a macro %NAME."
+    return message
+
+
+def did_you_mean(name: str, allowed) -> str:
+    """A hint at the allowed names that are near, '' if none is."""
+    near = difflib.get_close_matches(name, list(allowed), n=2, cutoff=0.6)
+    return f" Did you mean {' or '.join(near)}?" if near else ""
