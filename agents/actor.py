@@ -33,8 +33,6 @@ class Actor:
 
     def __init__(self, environment, num_envs: int, act, *entropy: int):
         self.envs = environment.make(num_envs)
-        self.num_actions = int(self.envs.single_action_space.n)
-        self.observation_space = self.envs.single_observation_space  # of one state, [stack, ...]
         self._act = act
         *game_seeds, act_seed = environments.seeds(num_envs + 1, *entropy)
         self._seeds = np.array(game_seeds)

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
+
 from agents.learner import Learner
 from networks.value_heads import ValueHead
 
@@ -101,6 +103,14 @@ class Experiment:
                 f"The replay's capacity ({self.replay.capacity}) is smaller than Experiment.warmup_steps "
                 f"({self.warmup_steps}) and could not hold it. Raise --replay_capacity or lower --warmup_steps."
             )
+
+    def build_network(self):
+        """Builds the Q-network for the environment; returns it with an observation [1, stack, ...] of zeros."""
+        env = self.environment.make_single()  # for its spaces
+        network = self.network(num_actions=int(env.action_space.n), num_logits=self.head.num_logits)
+        observation = np.zeros((1, *env.observation_space.shape), env.observation_space.dtype)
+        env.close()
+        return network, observation
 
     @property
     def _ratio(self) -> Fraction:

@@ -9,7 +9,6 @@ from typing import Any
 
 import flax
 import jax
-import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save
 
@@ -73,10 +72,7 @@ def load(run_dir) -> Policy:
     if checkpointer is None or checkpointer.latest() is None:
         raise FileNotFoundError(f"{run_dir} has no checkpoint yet.")
     experiment, _ = config.load([path / "config.gin"])
-    env = experiment.environment.make_single()
-    network = experiment.network(num_actions=int(env.action_space.n), num_logits=experiment.head.num_logits)
-    observation = jnp.zeros((1, *env.observation_space.shape), env.observation_space.dtype)
-    env.close()
+    network, observation = experiment.build_network()
     params = jax.eval_shape(network.init, jax.random.key(0), observation)
     params = checkpointer.restore_learner({"params": params})["params"]
     steps = checkpointer.latest()

@@ -1,6 +1,6 @@
 """Run directories: their names, their manifest, and whether a run may go on in one.
 
-<base_dir>/<game>/<agent>-<head>-<preset>[-<own gin files and bindings>]/seed<seed>/
+<base_dir>/<game>/<agent>-<head>[-<environment>]-<preset>[-<torso, own gin files, bindings>]/seed<seed>/
     config.gin  operative_config.gin  manifest.json  metrics.jsonl  events.out.tfevents.*  checkpoints/
 """
 

@@ -29,16 +29,15 @@ class Trainer:
     def __init__(self, experiment: Experiment):
         x = self.experiment = experiment
         self.agent_steps = 0
-        env = x.environment.make_single()  # for its spaces
-        self.state_space, num_actions = env.observation_space, int(env.action_space.n)
-        env.close()
+        self.network, observation = x.build_network()
+        self._stack, *self._shape = observation.shape[1:]
+        self._dtype = observation.dtype
         check_memory(self.replay_bytes, x.replay.capacity)
 
-        self.network = x.network(num_actions=num_actions, num_logits=x.head.num_logits)
         self.act = jax.jit(partial(x.agent.act, self.network, x.head))
         sample = partial(
             x.replay.sample,
-            stack=self.state_space.shape[0],
+            stack=self._stack,
             n_step=x.agent.n_step,
             discount=x.agent.discount,
             max_abs_reward=x.agent.max_abs_reward,
@@ -48,7 +47,6 @@ class Trainer:
         self._diagnose = make_diagnose(x.agent, self.network, x.head, partial(sample, batch_size=DIAGNOSE_BATCH))
         self._add = jax.jit(x.replay.add, donate_argnums=0)
 
-        observation = np.zeros((1, *self.state_space.shape), self.state_space.dtype)
         self.state = jax.jit(partial(x.learner.init, self.network))(jax.random.key(x.seed), observation)
         self.replay_state = None
         self.updates, self._sums = 0, {}
@@ -61,8 +59,8 @@ class Trainer:
     @property
     def replay_bytes(self) -> int:
         """Memory of the replay, which is allocated at once."""
-        x, space = self.experiment, self.state_space
-        return x.replay.num_bytes(x.num_envs, space.shape[1:], space.dtype)
+        x = self.experiment
+        return x.replay.num_bytes(x.num_envs, self._shape, self._dtype)
 
     @property
     def epsilon(self) -> float:
@@ -71,8 +69,8 @@ class Trainer:
 
     def allocate_replay(self) -> None:
         """Allocates the empty replay."""
-        x, space = self.experiment, self.state_space
-        self.replay_state = x.replay.init(x.num_envs, space.shape[1:], space.dtype)
+        x = self.experiment
+        self.replay_state = x.replay.init(x.num_envs, self._shape, self._dtype)
 
     def add(self, step) -> None:
         """Stores a time step of all games. Those that have just been reset made no agent step."""
