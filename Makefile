@@ -21,10 +21,12 @@ READY := $(VENV)/.ready$(EXTRA)
 
 setup: $(READY)
 
+# dopamine-rl is an oracle in tests; it comes without its dependencies, TensorFlow among them, which those modules do without.
 $(READY): pyproject.toml .ci/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 setup")'
 	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[dev$(if $(EXTRA),$(comma)$(EXTRA))]'
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt --no-deps dopamine-rl
 	@touch $@
 
 train: setup

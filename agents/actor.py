@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from agents import environments
-from replay.uniform import TimeStep
+from replay.ring import TimeStep
 
 _fold_in = jax.jit(jax.random.fold_in)
 

@@ -1,7 +1,7 @@
 """Checkpoints: atomic directories written by orbax, without pickle, the learner's state apart from the replay.
 
 checkpoints/<agent_steps>/learner/   parameters, target, optimizer, random key: small, all that `evaluate` reads
-                          replay/    the filled rows of the ring, compressed
+                          replay/    the filled rows of the ring, compressed, and their priorities
                           progress/  counters, and the sizes of the log files at that moment
 """
 
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from replay.uniform import ReplayState
+from replay.ring import ReplayState
 
 
 class Checkpointer:
@@ -49,7 +49,7 @@ class Checkpointer:
         """Writes a checkpoint; it exists only once it is complete."""
         size = int(replay_state.size)
         rows = jax.tree.map(lambda ring: np.asarray(ring)[:size], replay_state.steps)
-        replay = {"steps": rows._asdict(), "head": np.asarray(replay_state.head)}
+        replay = {"steps": rows._asdict(), "head": replay_state.head, "priorities": replay_state.priorities}
         self._manager.save(
             agent_steps,
             args=ocp.args.Composite(
@@ -62,9 +62,7 @@ class Checkpointer:
     def restore_learner(self, like):
         """Restores the learner's state, or the dict of those of its fields that `like` has."""
         fields = like if isinstance(like, dict) else like._asdict()
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), fields)
-        restored = self._restore(learner=_like(abstract))["learner"]
+        restored = self._restore(learner=_like(_on_device(fields)))["learner"]
         return restored if isinstance(like, dict) else type(like)(**restored)
 
     def restore_progress(self) -> dict[str, Any]:
@@ -75,7 +73,7 @@ class Checkpointer:
         """Restores the ring into an empty one, which is donated."""
         size = self.restore_progress()["replay_rows"]
         rows = jax.tree.map(lambda ring: np.empty((size, *ring.shape[1:]), ring.dtype), empty.steps)
-        saved = {"steps": rows._asdict(), "head": np.empty((), np.int32)}
+        saved = {"steps": rows._asdict(), **_on_device({"head": empty.head, "priorities": empty.priorities})}
         saved = self._restore(replay=_like(saved))["replay"]
         steps = type(rows)(**saved["steps"])
 
@@ -84,7 +82,7 @@ class Checkpointer:
             return jax.lax.dynamic_update_slice_in_dim(ring, rows, 0, axis=0)
 
         steps = jax.tree.map(fill, empty.steps, steps)
-        return ReplayState(steps, jnp.asarray(saved["head"]), jnp.int32(size))
+        return ReplayState(steps, saved["head"], jnp.int32(size), saved["priorities"])
 
     def _restore(self, **items):
         step = self.latest()
@@ -102,6 +100,12 @@ class Checkpointer:
     def close(self) -> None:
         """Waits for the writer."""
         self._manager.close()
+
+
+def _on_device(tree):
+    """Describes jax arrays like the leaves of `tree`, on the learner's device."""
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), tree)
 
 
 def _like(tree):

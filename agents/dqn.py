@@ -1,4 +1,4 @@
-"""DQN (Mnih et al. 2015, https://www.nature.com/articles/nature14236) with any value head.
+"""DQN (Mnih et al. 2015, https://www.nature.com/articles/nature14236) with any value head; Rainbow by its settings.
 
 Settings and pure functions only: which value is bootstrapped from, the loss of one transition, and epsilon-greedy
 acting. Defaults are Table B.1 of "Stop Regressing" (https://arxiv.org/abs/2403.03950), which are those of Dopamine's
@@ -49,16 +49,19 @@ class DQN:
         left = 1 - (agent_steps - warmup_steps) / self.epsilon_decay_steps if self.epsilon_decay_steps else 0.0
         return self.epsilon_train + (1 - self.epsilon_train) * max(left, 0.0)
 
-    def act(self, network, head, params, observation, key, epsilon):
-        """Chooses actions [N] int32 for observations [N, stack, ...], each random with probability epsilon."""
-        logits, _ = network.apply(params, observation)
+    def act(self, network, head, params, observation, key, epsilon, noise: bool = True):
+        """Chooses actions [N] int32 for observations [N, stack, ...], each random with probability epsilon.
+
+        `noise` moves the weights of noisy layers, if the network has any.
+        """
+        random_key, choice_key, noise_key = jax.random.split(key, 3)
+        logits, _ = network.apply(params, observation, rngs={"noise": noise_key} if noise else {})
         q = head.decode(logits)  # [N, A]
-        random_key, choice_key = jax.random.split(key)
         explore = jax.random.uniform(choice_key, q.shape[:1]) < epsilon
         random = jax.random.randint(random_key, q.shape[:1], 0, q.shape[1])
         return jnp.where(explore, random, jnp.argmax(q, axis=-1)).astype(jnp.int32)
 
-    def loss(self, network, head, params, target_params, batch):
+    def loss(self, network, head, params, target_params, batch, key):
         """Computes the loss of each transition.
 
         Args:
@@ -66,14 +69,18 @@ class DQN:
           head: its value head.
           params: parameters that are trained.
           target_params: parameters that are bootstrapped from.
-          batch: `replay.uniform.Transition` of size B.
+          batch: `replay.ring.Transition` of size B.
+          key: random key, for noisy layers.
 
         Returns:
           The losses [B], and a dict of diagnostics, each [B].
         """
-        logits_tm1, _ = network.apply(params, batch.s_tm1)  # [B, A, m]
-        logits_t, _ = network.apply(target_params, batch.s_t)
-        selector_t = network.apply(params, batch.s_t)[0] if self.double else logits_t
+        # The noise of each of the three is its own (Fortunato et al. 2018, Section 3.1).
+        keys = jax.random.split(key, 3)
+        logits = lambda params, s, key: network.apply(params, s, rngs={"noise": key})[0]  # [B, A, m]
+        logits_tm1 = logits(params, batch.s_tm1, keys[0])
+        logits_t = logits(target_params, batch.s_t, keys[1])
+        selector_t = logits(params, batch.s_t, keys[2]) if self.double else logits_t
         return jax.vmap(partial(self._loss, head))(
             logits_tm1, batch.a_tm1, batch.r_t, batch.discount_t, logits_t, selector_t
         )
@@ -90,6 +97,7 @@ class DQN:
             "q_mean": jnp.mean(q_tm1),
             "q_max": jnp.max(q_tm1),
             "td_error": jnp.abs(y - q_tm1[a_tm1]),
+            "excess_loss": loss - head.min_loss(target_tm1),
             "target": y,
             **{f"head/{name}": value for name, value in head.diagnostics(logits_tm1[a_tm1], y).items()},
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ def evaluate(environment, act, params, episodes: int, epsilon: float, entropy=(0
 
     Args:
       environment: a specification.
-      act: compiled function `act(params, observation, key, epsilon) -> actions`.
+      act: compiled function `act(params, observation, key, epsilon, noise) -> actions`; called without noise.
       params: parameters.
       episodes: number of episodes.
       epsilon: exploration rate.
@@ -32,7 +32,7 @@ def evaluate(environment, act, params, episodes: int, epsilon: float, entropy=(0
       The raw returns [episodes], fewer if it was stopped.
     """
     num_envs = min(episodes, 16)
-    actor = Actor(environment, num_envs, act, *entropy, EVALUATION)
+    actor = Actor(environment, num_envs, partial(act, noise=False), *entropy, EVALUATION)
     left = np.full(num_envs, episodes // num_envs) + (np.arange(num_envs) < episodes % num_envs)
     returns = []
     actor.reset()

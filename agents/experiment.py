@@ -27,7 +27,7 @@ class Experiment:
       head: a value head.
       network: factory `network(num_actions=..., num_logits=...)`, e.g. `q_network.QNetwork`.
       learner: `learner.Learner`.
-      replay: e.g. `uniform.UniformReplay`.
+      replay: `ring.Replay`.
       total_steps: agent steps in the run, over all games.
       seed: determines initial parameters, games, exploration and sampling.
       num_envs: games stepped in parallel; 0 chooses by the machine.

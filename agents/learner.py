@@ -1,6 +1,6 @@
 """The learner: one gradient step, and the online step `update . sample` that runs K of them.
 
-`update(state, batch) -> (state, per_item_loss, metrics)` is the unit that all data sources share: the online loop feeds
+`update(state, batch) -> (state, items, metrics)` is the unit that all data sources share: the online loop feeds
 it from the replay, other domains feed it batches of their own.
 """
 
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict
 
 
 class TrainState(NamedTuple):
@@ -62,7 +63,9 @@ class Learner:
 
 
 def make_update(learner: Learner, agent, network, head, replay_ratio: float):
-    """Returns `update(state, batch) -> (state, per_item_loss [B], metrics)`, to be jitted by the caller.
+    """Returns `update(state, batch) -> (state, items, metrics)`, to be jitted by the caller.
+
+    `items` is a dict of what each item gave, [B]: its loss and the agent's diagnostics. `metrics` are scalars.
 
     Args:
       learner: settings.
@@ -74,84 +77,107 @@ def make_update(learner: Learner, agent, network, head, replay_ratio: float):
     transformation = learner.transformation()
     target_period = max(1, round(learner.target_period_steps * replay_ratio))
 
-    def mean_loss(params, target_params, batch):
-        losses, diagnostics = agent.loss(network, head, params, target_params, batch)
-        return jnp.mean(batch.weight * losses), (losses, diagnostics)
+    def mean_loss(params, target_params, batch, key):
+        losses, diagnostics = agent.loss(network, head, params, target_params, batch, key)
+        return jnp.mean(batch.weight * losses), {"loss": losses, **diagnostics}
 
     def update(state: TrainState, batch):
-        grads, (losses, diagnostics) = jax.grad(mean_loss, has_aux=True)(state.params, state.target_params, batch)
+        key, loss_key = jax.random.split(state.key)
+        grads, items = jax.grad(mean_loss, has_aux=True)(state.params, state.target_params, batch, loss_key)
         changes, opt_state = transformation.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, changes)
         updates = state.updates + 1
         target_params = optax.periodic_update(params, state.target_params, updates, target_period)
         metrics = {
-            "loss": jnp.mean(batch.weight * losses),
+            **jax.tree.map(jnp.mean, items),
+            "loss": jnp.mean(batch.weight * items["loss"]),
+            "weight": jnp.mean(batch.weight),
             "grad_norm": optax.tree.norm(grads),
-            **jax.tree.map(jnp.mean, diagnostics),
         }
-        return TrainState(params, target_params, opt_state, state.key, updates), losses, metrics
+        return TrainState(params, target_params, opt_state, key, updates), items, metrics
 
     return update
 
 
-def make_step(update, sample, num_updates: int):
-    """Returns `step(state, replay_state, sums) -> (state, sums)`: num_updates times sample and update, compiled.
+def make_step(update, sample, update_priorities, num_updates: int):
+    """Returns `step(state, replay_state, sums) -> (state, replay_state, sums)`, compiled.
 
-    `sums` is a dict of metrics added up over updates on the device, so that nothing is fetched in between; its entry
-    "updates" counts them. Pass `{}` to start a new sum.
+    It runs num_updates times sample, update, and the new priorities. `state` and the priorities are donated. `sums` is
+    a dict of metrics added up over updates on the device, so that nothing is fetched in between; its entry "updates"
+    counts them. Pass `{}` to start a new sum.
 
     Args:
       update: from `make_update`.
-      sample: `sample(replay_state, key) -> batch`.
+      sample: `sample(replay_state, key) -> (batch, index)`.
+      update_priorities: `update_priorities(priorities, index, items) -> priorities`.
       num_updates: K.
     """
 
-    def one(state, replay_state):
+    def one(state, priorities, ring):  # `ring` is the replay's state but for the priorities: frames are never copied
         key, sample_key = jax.random.split(state.key)
         # The barrier keeps XLA from fusing the gather of frames into the first convolution (36x slower on a CPU).
-        batch = jax.lax.optimization_barrier(sample(replay_state, sample_key))
-        state, _, metrics = update(state._replace(key=key), batch)
-        return state, {**metrics, "updates": jnp.float32(1)}
+        batch, index = jax.lax.optimization_barrier(sample(ring._replace(priorities=priorities), sample_key))
+        state, items, metrics = update(state._replace(key=key), batch)
+        return state, update_priorities(priorities, index, items), {**metrics, "updates": jnp.float32(1)}
 
-    def scan(state, replay_state):
-        state, metrics = jax.lax.scan(lambda state, _: one(state, replay_state), state, length=num_updates)
-        return state, jax.tree.map(jnp.sum, metrics)
+    def scan(state, priorities, ring):
+        def body(carry, _):
+            *carry, metrics = one(*carry, ring)
+            return carry, metrics
+
+        (state, priorities), metrics = jax.lax.scan(body, [state, priorities], length=num_updates)
+        return state, priorities, jax.tree.map(jnp.sum, metrics)
 
     # XLA:CPU runs convolutions inside a loop 10 times slower, and a call costs it next to nothing.
     in_calls = jax.default_backend() == "cpu"
-    compiled = jax.jit(one if in_calls else scan, donate_argnums=0)
+    compiled = jax.jit(one if in_calls else scan, donate_argnums=(0, 1))
     add = jax.jit(lambda sums, metrics: jax.tree.map(jnp.add, sums, metrics), donate_argnums=0)
 
     def step(state, replay_state, sums):
+        priorities, ring = replay_state.priorities, replay_state._replace(priorities=None)
         for _ in range(num_updates if in_calls else 1):
-            state, metrics = compiled(state, replay_state)
+            state, priorities, metrics = compiled(state, priorities, ring)
             sums = add(sums, metrics) if sums else metrics
-        return state, sums
+        return state, ring._replace(priorities=priorities), sums
 
     return step
 
 
-def make_diagnose(agent, network, head, sample):
-    """Returns a compiled `diagnose(state, replay_state, key) -> (metrics, targets)` on one large batch.
+def make_diagnose(agent, network, head, sample, num_batches: int):
+    """Returns `diagnose(state, replay_state, key) -> (metrics, targets)` on several batches, B states in all.
 
     The metrics are the paper's motive for classification. Of the features [B, d] of the online network:
     `dormant_units`, the fraction of units whose mean activation is below 0.025 of the layer's mean (Sokar et al. 2023,
     https://arxiv.org/abs/2302.12902), and `effective_rank`, the number of singular values that carry 99 % of their sum
-    (Kumar et al. 2021, https://arxiv.org/abs/2010.14498). `targets` are the scalar TD targets [B].
+    (Kumar et al. 2021, https://arxiv.org/abs/2010.14498). Then what the network itself sows in its collection
+    "diagnostics", each entry of a vector by its number. `targets` are the scalar TD targets [B].
     """
 
     @jax.jit
-    def diagnose(state, replay_state, key):
-        batch = jax.lax.optimization_barrier(sample(replay_state, key))
-        _, features = network.apply(state.params, batch.s_tm1)
-        _, diagnostics = agent.loss(network, head, state.params, state.target_params, batch)
-        features = features.astype(jnp.float32)
+    def look(state, replay_state, key):
+        sample_key, loss_key = jax.random.split(key)
+        batch, _ = jax.lax.optimization_barrier(sample(replay_state, sample_key))
+        (_, features), sown = network.apply(state.params, batch.s_tm1, mutable=["diagnostics"])
+        _, items = agent.loss(network, head, state.params, state.target_params, batch, loss_key)
+        return features.astype(jnp.float32), items["target"], sown.get("diagnostics", {})
+
+    @jax.jit
+    def measure(features):
         activity = jnp.mean(jnp.abs(features), axis=0)
         singular_values = jnp.linalg.svd(features, compute_uv=False)
         carried = jnp.cumsum(singular_values) / jnp.sum(singular_values)
         return {
             "dormant_units": jnp.mean(activity <= 0.025 * jnp.mean(activity)),
             "effective_rank": 1 + jnp.sum(carried < 0.99),
-        }, diagnostics["target"]
+        }
+
+    def diagnose(state, replay_state, key):
+        looks = [look(state, replay_state, key) for key in jax.random.split(key, num_batches)]
+        features, targets, sown = zip(*looks, strict=True)
+        metrics = measure(jnp.concatenate(features))
+        for path, value in flatten_dict(jax.tree.map(lambda *values: sum(values) / num_batches, *sown)).items():
+            single = {path[-1]: value} if value.ndim == 0 else {f"{path[-1]}_{i}": x for i, x in enumerate(value)}
+            metrics.update(single)
+        return metrics, jnp.concatenate(targets)
 
     return diagnose

@@ -36,14 +36,14 @@ class Policy:
     def __post_init__(self):
         agent, head = self.experiment.agent, self.experiment.head
         self.head = head
-        self.act = jax.jit(partial(agent.act, self.network, head))
+        self.act = jax.jit(partial(agent.act, self.network, head), static_argnames="noise")
         self._logits = jax.jit(lambda params, observation: self.network.apply(params, observation)[0])
         self._key = jax.random.key(0)
 
     def __call__(self, observation, epsilon: float = 0.0) -> np.ndarray:
         """Chooses actions [N] for observations [N, stack, ...]."""
         self._key, key = jax.random.split(self._key)
-        return np.asarray(self.act(self.params, observation, key, epsilon))
+        return np.asarray(self.act(self.params, observation, key, epsilon, noise=False))
 
     def export(self, path) -> None:
         """Writes the parameters to a safetensors file, named like 'torso/Conv_0/kernel'.

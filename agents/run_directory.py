@@ -1,6 +1,6 @@
 """Run directories: their names, their manifest, and whether a run may go on in one.
 
-<base_dir>/<game>/<agent>-<head>[-<environment>]-<preset>[-<torso, own gin files, bindings>]/seed<seed>/
+<base_dir>/<game>/<agent>-<head>-<preset>[-<torso, own gin files, bindings>]/seed<seed>/
     config.gin  operative_config.gin  manifest.json  metrics.jsonl  events.out.tfevents.*  checkpoints/
 """
 
@@ -48,10 +48,10 @@ def name(experiment, files, bindings) -> Path:
 
     Args:
       experiment: the built experiment.
-      files: gin files, without base.gin; their stems make the middle part.
+      files: gin files, without base.gin; their stems make the middle part, but for the environment's.
       bindings: the user's own gin bindings, e.g. 'Learner.batch_size = 64', which becomes 'batch_size=64'.
     """
-    stems = [Path(file).stem for file in files]
+    stems = [Path(file).stem for file in files if config.folder(file) != "environments"]
     own = []
     for binding in bindings:
         parameter, _, value = binding.partition("=")

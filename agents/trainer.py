@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -12,8 +13,9 @@ import psutil
 from agents import evaluation
 from agents.experiment import Experiment
 from agents.learner import make_diagnose, make_step, make_update
+from replay.samplers import Uniform
 
-DIAGNOSE_BATCH = 2048  # states to measure the features on, as many as Kumar et al. 2021
+DIAGNOSE = (8, 256)  # batches and their size to measure the features on, as many states as Kumar et al. 2021
 
 
 class Trainer:
@@ -34,18 +36,17 @@ class Trainer:
         self._dtype = observation.dtype
         check_memory(self.replay_bytes, x.replay.capacity)
 
-        self.act = jax.jit(partial(x.agent.act, self.network, x.head))
-        sample = partial(
-            x.replay.sample,
-            stack=self._stack,
-            n_step=x.agent.n_step,
-            discount=x.agent.discount,
-            max_abs_reward=x.agent.max_abs_reward,
-        )
+        self.act = jax.jit(partial(x.agent.act, self.network, x.head), static_argnames="noise")
+        window = {"stack": self._stack, "n_step": x.agent.n_step}
+        rewards = {"discount": x.agent.discount, "max_abs_reward": x.agent.max_abs_reward}
+        sample = partial(x.replay.sample, **window, **rewards, batch_size=x.learner.batch_size)
         update = make_update(x.learner, x.agent, self.network, x.head, x.replay_ratio)
-        self._step = make_step(update, partial(sample, batch_size=x.learner.batch_size), x.updates_per_call)
-        self._diagnose = make_diagnose(x.agent, self.network, x.head, partial(sample, batch_size=DIAGNOSE_BATCH))
-        self._add = jax.jit(x.replay.add, donate_argnums=0)
+        self._step = make_step(update, sample, x.replay.sampler.update, x.updates_per_call)
+        num_batches, batch_size = DIAGNOSE
+        uniform = dataclasses.replace(x.replay, sampler=Uniform())  # features are measured on states drawn alike
+        sample = partial(uniform.sample, **window, **rewards, batch_size=batch_size)
+        self._diagnose = make_diagnose(x.agent, self.network, x.head, sample, num_batches)
+        self._add = jax.jit(partial(x.replay.add, **window), donate_argnums=0)
 
         self.state = jax.jit(partial(x.learner.init, self.network))(jax.random.key(x.seed), observation)
         self.replay_state = None
@@ -82,7 +83,7 @@ class Trainer:
         due = self.experiment.updates_due(self.agent_steps)
         per_call = self.experiment.updates_per_call
         while self.updates + per_call <= due:
-            self.state, self._sums = self._step(self.state, self.replay_state, self._sums)
+            self.state, self.replay_state, self._sums = self._step(self.state, self.replay_state, self._sums)
             self.updates += per_call
 
     def metrics(self) -> dict[str, float]:

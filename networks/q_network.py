@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from networks.layers import dense
 from networks.torsos import xavier_uniform
 
 
@@ -20,19 +21,27 @@ class QNetwork(nn.Module):
       num_actions: A.
       num_logits: m, asked of the value head.
       torso: module from observations [B, stack, ...] to features [B, d].
+      dueling: splits a value into that of the state and an advantage of the action whose mean over actions is zero,
+        logit by logit (Wang et al. 2016, https://arxiv.org/abs/1511.06581, Equation 9).
+      noise: initial noise of the last layer's weights, see `layers.NoisyDense`; 0 for an ordinary layer.
       kernel_init: initializer of the last layer.
     """
 
     num_actions: int
     num_logits: int
     torso: nn.Module
+    dueling: bool = False
+    noise: float = 0.0
     kernel_init: Callable[..., Any] = xavier_uniform
 
     @nn.compact
     def __call__(self, observation):
         """Returns (logits [B, A, m], features [B, d])."""
         features = self.torso(observation)
-        logits = nn.Dense(self.num_actions * self.num_logits, kernel_init=self.kernel_init, name="head")(
-            features.astype(jnp.float32)
-        )
-        return logits.reshape(-1, self.num_actions, self.num_logits), features
+        rows = self.num_actions + self.dueling
+        last = dense(rows * self.num_logits, self.noise, kernel_init=self.kernel_init, name="head")
+        logits = last(features.astype(jnp.float32)).reshape(-1, rows, self.num_logits)
+        if self.dueling:
+            value, advantage = logits[:, :1], logits[:, 1:]
+            logits = value + advantage - jnp.mean(advantage, axis=1, keepdims=True)
+        return logits, features

@@ -11,6 +11,8 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from networks.layers import check_positive, dense
+
 xavier_uniform = nn.initializers.xavier_uniform()
 
 
@@ -34,12 +36,14 @@ class NatureCNN(nn.Module):
         in the original (3,136 features, about 0.6 of the arithmetic).
       kernel_init: initializer of all kernels.
       layer_norm: normalises before each ReLU.
+      noise: initial noise of the dense layer's weights, see `layers.NoisyDense`; 0 for an ordinary layer.
       dtype: type of the computation, e.g. 'bfloat16'; parameters stay float32.
     """
 
     padding: str = "SAME"
     kernel_init: Callable[..., Any] = xavier_uniform
     layer_norm: bool = False
+    noise: float = 0.0
     dtype: Any = "float32"
 
     @nn.compact
@@ -52,8 +56,71 @@ class NatureCNN(nn.Module):
                 features, (size, size), stride, padding=self.padding, kernel_init=self.kernel_init, dtype=dtype
             )
             x = activation(conv(x))
-        x = nn.Dense(512, kernel_init=self.kernel_init, dtype=dtype)(x.reshape(x.shape[0], -1))
+        x = dense(512, self.noise, kernel_init=self.kernel_init, dtype=dtype)(x.reshape(x.shape[0], -1))
         return activation(x)
+
+
+class ImpalaEncoder(nn.Module):
+    """The residual convolutions of IMPALA (Espeholt et al. 2018, https://arxiv.org/abs/1802.01561, Figure 3).
+
+    As in Dopamine's jax/networks.py: three stacks of a convolution, max-pooling by two and two residual blocks, all
+    with SAME padding; 84x84 images become 11x11 positions.
+
+    Attributes:
+      channels: output channels of each stack.
+      width: multiplies them.
+      kernel_init: initializer of each stack's first convolution; the residual blocks keep flax's default (LeCun).
+      dtype: type of the computation; parameters stay float32.
+    """
+
+    channels: Sequence[int] = (16, 32, 32)
+    width: int = 1
+    kernel_init: Callable[..., Any] = xavier_uniform
+    dtype: Any = "float32"
+
+    def __post_init__(self):
+        check_positive(self, "width")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, observation):
+        """Maps observations [B, stack, ...] to positions [B, h, w, channels]."""
+        dtype = jnp.dtype(self.dtype)
+        conv = lambda features, **options: nn.Conv(features, (3, 3), dtype=dtype, **options)
+        x = to_image(observation, dtype)
+        for channels in self.channels:
+            x = conv(channels * self.width, kernel_init=self.kernel_init)(x)
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
+            for _ in range(2):
+                y = conv(x.shape[-1])(nn.relu(x))
+                x = x + conv(x.shape[-1])(nn.relu(y))
+        return nn.relu(x)
+
+
+class ImpalaCNN(nn.Module):
+    """The residual torso of IMPALA with one dense layer, Dopamine's ImpalaDQNNetwork.
+
+    Attributes:
+      encoder: module from observations to positions [B, h, w, c].
+      hidden: width d of the dense layer; 512 n is the widened baseline of Obando-Ceron et al. 2024
+        (https://arxiv.org/abs/2402.08609) for n experts.
+      kernel_init, noise: as of `NatureCNN`, of the dense layer.
+    """
+
+    encoder: nn.Module = ImpalaEncoder()
+    hidden: int = 512
+    kernel_init: Callable[..., Any] = xavier_uniform
+    noise: float = 0.0
+
+    def __post_init__(self):
+        check_positive(self, "hidden")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, observation):
+        x = self.encoder(observation)
+        x = dense(self.hidden, self.noise, kernel_init=self.kernel_init, dtype=x.dtype)(x.reshape(x.shape[0], -1))
+        return nn.relu(x)
 
 
 class MinAtarCNN(nn.Module):

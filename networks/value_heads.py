@@ -39,6 +39,11 @@ class ValueHead:
         """Scores logits [m] against an encoded target; a scalar."""
         raise NotImplementedError
 
+    def min_loss(self, target):
+        """The smallest value of `loss` that any logits reach for an encoded target; a scalar."""
+        del target
+        return 0.0
+
     def bootstrap(self, r_t, discount_t, logits_t):
         """Encodes the one-sample Bellman target r_t + discount_t * V(s_t), with V(s_t) given as logits_t [m]."""
         return self.encode(r_t + discount_t * self.decode(logits_t))
@@ -127,6 +132,9 @@ class Categorical(ValueHead):
     def loss(self, logits, target):
         return optax.softmax_cross_entropy(logits.astype(jnp.float32), target)
 
+    def min_loss(self, target):
+        return jnp.sum(jax.scipy.special.entr(target))  # the entropy of the target
+
     def diagnostics(self, logits, y):
         """Entropy of the prediction in nats, its mass in the two outer bins, and whether y lies outside the support."""
         log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
@@ -151,6 +159,10 @@ class ScalarSoftmax(Categorical):
 
     def loss(self, logits, target):
         return jnp.square(self.decode(logits) - target)
+
+    def min_loss(self, target):
+        del target
+        return 0.0
 
 
 def symlog(x):

@@ -28,6 +28,8 @@ from agents.environments import Atari
 from agents.loop import train
 from agents.trainer import Trainer
 
+DEFAULT_HEADS = {"rainbow": "c51", "full_rainbow": "c51"}  # the agents' own; hl_gauss for all others
+
 
 def parse_args(argv=None) -> argparse.Namespace:
     """Parses the command line."""
@@ -36,7 +38,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--agent", help="agent: a file of configs/ (default: dqn, unless --gin_files names one)")
-    add("--head", help="value head: a file of configs/heads/ (default: hl_gauss, unless --gin_files names one)")
+    add("--head", help="value head: a file of configs/heads/ (default: c51 for Rainbow, else hl_gauss)")
     add("--preset", help="paper, fast, quick or minatar (default: fast; minatar for MinAtar)")
     add("--torso", help="torso: a file of configs/torsos/")
     task = parser.add_mutually_exclusive_group()
@@ -65,11 +67,12 @@ def parse_args(argv=None) -> argparse.Namespace:
 def gin_files(args) -> list[str]:
     """The gin files that a command line names, by short form, directly or by default, in the order they compose."""
     is_minatar = (args.env or "").startswith("MinAtar/")
+    agents = [args.agent or "dqn", *(Path(file).stem for file in args.gin_files if config.folder(file) == ".")]
     # Folder of configs/, the name given for it, and the default; the user's own files come last.
     folders = {
+        "environments": (("minatar" if is_minatar else "gymnasium") if args.env else None, None),
         ".": (args.agent, "dqn"),
-        "heads": (args.head, "hl_gauss"),
-        "environments": ("gymnasium" if args.env else None, None),
+        "heads": (args.head, DEFAULT_HEADS.get(agents[-1], "hl_gauss")),
         "presets": (args.preset, "minatar" if is_minatar else "fast"),
         "torsos": (args.torso, None),
     }
@@ -92,7 +95,7 @@ def bindings(args) -> list[str]:
         "Experiment.total_steps": args.steps,
         "Experiment.num_envs": args.num_envs,
         "Experiment.warmup_steps": args.warmup_steps,
-        "UniformReplay.capacity": args.replay_capacity,
+        "Replay.capacity": args.replay_capacity,
         "Experiment.eval_every_steps": args.eval_every,
         "Experiment.eval_episodes": args.eval_episodes,
     }

@@ -14,10 +14,15 @@ import numpy as np
 import pytest
 
 from agents import config, run_directory
+from agents.dqn import DQN
 from agents.environments import Atari, Gymnasium
 from agents.learner import Learner
 from networks import torsos
+from networks.resnet import ResNet
+from networks.soft_moe import SoftMoE
 from networks.value_heads import C51, HLGauss, Scalar, ScalarSoftmax, TwoHot
+from replay.ring import Replay
+from replay.samplers import Prioritized, Uniform
 from scripts import train
 
 HEADER = "from __gin__ import dynamic_registration\n"
@@ -36,6 +41,15 @@ PAPER = {
     "two_hot": (TwoHot(-10.0, 10.0, 51), 2.5e-4, 3.125e-4),
     "hl_gauss": (HLGauss(-10.0, 10.0, 51, sigma_ratio=0.75), 2.5e-4, 3.125e-4),
     "c51": (C51(-10.0, 10.0, 51), 2.5e-4, 3.125e-4),
+}
+
+
+TORSOS = {
+    "nature_cnn": torsos.NatureCNN,
+    "minatar_cnn": torsos.MinAtarCNN,
+    "mlp": torsos.MLP,
+    "impala_cnn": torsos.ImpalaCNN,
+    "resnet": ResNet,
 }
 
 
@@ -91,8 +105,7 @@ def test_every_composition_builds_and_comes_back_from_its_config_file(agent, hea
 def test_every_torso_goes_with_every_task_and_preset(task, torso, preset, tmp_path):
     """Files later in the order replace parts that earlier files have bound."""
     experiment, _ = load(task, f"--torso={torso}", f"--preset={preset}")
-    torso_class = {"nature_cnn": torsos.NatureCNN, "minatar_cnn": torsos.MinAtarCNN, "mlp": torsos.MLP}[torso]
-    assert isinstance(experiment.network(num_actions=2, num_logits=1).torso, torso_class)
+    assert isinstance(experiment.network(num_actions=2, num_logits=1).torso, TORSOS[torso])
     assert isinstance(experiment.environment, Atari if "game" in task else Gymnasium)
     comes_back(experiment, tmp_path)
 
@@ -104,6 +117,13 @@ def comes_back(experiment, tmp_path):
     assert config.settings() == before and not overrides
     for part in ("environment", "agent", "head", "replay"):
         assert getattr(again, part) == getattr(experiment, part)
+
+
+def assert_adam(experiment, learning_rate, eps):
+    """Adam's first step is lr * g / (|g| + eps), which tells both."""
+    optimizer, gradient = experiment.learner.optimizer, jnp.float32([1.0, 1e-4])
+    step, _ = optimizer.update(gradient, optimizer.init(gradient))
+    np.testing.assert_allclose(step, [-learning_rate / (1 + eps), -learning_rate * 1e-4 / (1e-4 + eps)], rtol=1e-4)
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -135,12 +155,11 @@ def test_paper(head):
     assert {name: getattr(experiment.learner, name) for name in learner} == learner
     assert experiment.replay.capacity == 1_000_000
 
+    assert experiment.replay.sampler == Uniform()
+
     head_of_paper, learning_rate, eps = PAPER[head]
     assert experiment.head == head_of_paper
-    # Adam's first step is lr * g / (|g| + eps), which tells both.
-    gradient = jnp.float32([1.0, 1e-4])
-    step, _ = experiment.learner.optimizer.update(gradient, experiment.learner.optimizer.init(gradient))
-    np.testing.assert_allclose(step, [-learning_rate / (1 + eps), -learning_rate * 1e-4 / (1e-4 + eps)], rtol=1e-4)
+    assert_adam(experiment, learning_rate, eps)
 
     network = experiment.network(num_actions=18, num_logits=head_of_paper.num_logits)
     assert network.torso.padding == "SAME" and not network.torso.layer_norm
@@ -154,6 +173,75 @@ def test_paper(head):
     assert settings["adam.learning_rate"] == learning_rate and settings["adam.eps"] == eps
     assert (settings["adam.b1"], settings["adam.b2"]) == (0.9, 0.999)
     assert settings["DQN.n_step"] == 1 and settings["Experiment.num_envs"] == 1 and settings["Atari.sticky"] == 0.25
+
+
+@pytest.mark.parametrize("agent", ["rainbow", "full_rainbow"])
+@pytest.mark.parametrize("head", HEADS)
+def test_rainbow_is_dopamines(agent, head):
+    """Dopamine's rainbow.gin and full_rainbow.gin: the same optimizer values for every head, unlike DQN's."""
+    experiment, _ = load(f"--agent={agent}", f"--head={head}", "--preset=paper")
+    full = agent == "full_rainbow"
+    assert experiment.agent == DQN(
+        discount=0.99,
+        n_step=3,
+        double=full,
+        max_abs_reward=1.0,
+        epsilon_train=0.0 if full else 0.01,
+        epsilon_eval=0.001,
+        epsilon_decay_steps=0 if full else 250_000,
+    )
+    assert experiment.replay == Replay(1_000_000, Prioritized("sqrt_loss", beta=0.5))
+    assert (experiment.warmup_steps, experiment.replay_ratio, experiment.learner.batch_size) == (20_000, 0.25, 32)
+    assert experiment.learner.target_period_steps == 8_000
+    assert_adam(experiment, 6.25e-5, 1.5e-4)
+    network = experiment.network(num_actions=18, num_logits=experiment.head.num_logits)
+    assert (network.dueling, network.noise, network.torso.noise) == ((True, 0.1, 0.1) if full else (False, 0.0, 0.0))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_soft_moe_is_dqn_but_for_the_torso(head):
+    """Tables B.1-B.3 again, for the networks of Section 4.2.1."""
+    dqn, _ = load(f"--head={head}", "--preset=paper")
+    experiment, _ = load("--agent=soft_moe", f"--head={head}", "--preset=paper")
+    assert (experiment.agent, experiment.head, experiment.replay) == (dqn.agent, dqn.head, dqn.replay)
+    assert_adam(experiment, *PAPER[head][1:])
+    torso = experiment.network(num_actions=18, num_logits=1).torso
+    assert isinstance(torso, SoftMoE) and isinstance(torso.encoder, torsos.ImpalaEncoder)
+    assert (torso.num_experts, torso.hidden, torso.capacity, torso.normalize) == (8, 512, 1.0, False)
+    assert (torso.encoder.channels, torso.encoder.width) == ((16, 32, 32), 1)
+
+
+@pytest.mark.parametrize(
+    "flags, head",
+    [
+        (["--agent=rainbow"], C51),
+        (["--agent=full_rainbow"], C51),
+        (["--gin_files=configs/rainbow.gin"], C51),
+        (["--agent=soft_moe"], HLGauss),
+        (["--agent=rainbow", "--head=mse"], Scalar),
+        ([], HLGauss),
+    ],
+)
+def test_default_heads(flags, head):
+    """Rainbow is C51 unless told otherwise."""
+    assert isinstance(load(*flags)[0].head, head)
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_minatars_optimizer_is_the_same_for_every_agent(agent):
+    """Also for those with optimizer values of their own; and its torso does not replace SoftMoE's."""
+    experiment, _ = load(f"--agent={agent}", "--head=c51", MINATAR)
+    assert_adam(experiment, 2.5e-4, 3.125e-4)
+    torso = experiment.network(num_actions=6, num_logits=1).torso
+    assert isinstance(torso, SoftMoE if agent == "soft_moe" else torsos.MinAtarCNN)
+
+
+def test_rainbows_optimizer_is_bound_in_its_scope():
+    """The plain name would have no effect, which is an error that names the right one."""
+    with pytest.raises(config.ConfigError, match=r"adam.learning_rate has no effect: rainbow/adam.learning_rate"):
+        load("--agent=rainbow", *bind("adam.learning_rate = 1e-3"))
+    experiment, _ = load("--agent=rainbow", *bind("rainbow/adam.learning_rate = 1e-3"))
+    assert_adam(experiment, 1e-3, 1.5e-4)
 
 
 def test_fast_preset_is_the_paper_but_for_the_games_at_once():
@@ -186,6 +274,10 @@ WRONG = {
     "twice": (bind("DQN.n_step = 3", "DQN.n_step = 4"), r"DQN.n_step is bound twice, in lines 1 and 2"),
     "twice, two spellings": (bind("DQN.n_step = 3", "dqn.DQN.n_step = 4"), r"DQN.n_step is bound twice"),
     "twice, flag and binding": (["--seed=1", *bind("Experiment.seed = 1")], r"Experiment.seed is bound twice"),
+    "no experts": (["--agent=soft_moe", *bind("SoftMoE.num_experts = 0")], r"num_experts must be positive; got 0"),
+    "no channels": (["--torso=impala_cnn", *bind("ImpalaEncoder.width = 0")], r"ImpalaEncoder.width must be positive"),
+    "depth": (["--torso=resnet", *bind("ResNet.depth = 20")], r"ResNet.depth is 20; allowed: 18, 34, 50, 101"),
+    "priority": (["--agent=rainbow", *bind("Prioritized.priority = 'td'")], r"'td'; allowed: 'sqrt_loss'"),
     "longer scope wins": (
         bind("variance_scaling.scale = 1.0", "KERNEL_INIT/variance_scaling.scale = 2.0"),
         r"variance_scaling.scale has no effect: KERNEL_INIT/variance_scaling.scale = 2.0 wins",
@@ -194,7 +286,7 @@ WRONG = {
     "reference": (bind("Experiment.head = @Nope()"), r"@Nope"),
     "game": (["--game=MsPacmann"], r"Unknown game 'MsPacmann'\. Did you mean MsPacman"),
     "head": (["--head=hlgauss"], r"Unknown head 'hlgauss'\. Did you mean hl_gauss\?"),
-    "agent": (["--agent=dqm"], r"Unknown agent 'dqm'\. Did you mean dqn\? Allowed: [^b]*$"),
+    "agent": (["--agent=dqm"], r"Unknown agent 'dqm'\. Did you mean dqn\? Allowed: (?!.*base)"),
     "no agent": (["--agent=base"], r"Unknown agent 'base'"),
     "preset": (["--preset=papr"], r"Unknown preset 'papr'\. Did you mean paper\?"),
     "torso": (["--torso=nature"], r"Unknown torso 'nature'\. Did you mean nature_cnn"),
@@ -378,7 +470,7 @@ def name_of(*argv):
 def test_names_of_runs(own):
     """A sweep writes each of its runs to a directory of its own, told apart by eye."""
     assert name_of("--game=Breakout", "--seed=2") == "Breakout/dqn-hl_gauss-fast/seed2"
-    assert name_of("--env=CartPole-v1", "--head=mse") == "CartPole-v1/dqn-mse-gymnasium-fast/seed0"
+    assert name_of("--env=CartPole-v1", "--head=mse") == "CartPole-v1/dqn-mse-fast/seed0"
     swept = {
         name_of(*bind(f"HLGauss.sigma_ratio = {ratio}", f"DQN.n_step = {n}")) for ratio in (0.5, 1.5) for n in (1, 3)
     }

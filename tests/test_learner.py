@@ -17,9 +17,10 @@ from agents.trainer import Trainer
 from networks.q_network import QNetwork
 from networks.torsos import MLP
 from networks.value_heads import C51, HLGauss, Scalar
-from replay.uniform import Transition, UniformReplay
+from replay.ring import Replay, ReplayState, Transition
 
 NUM_ACTIONS, DISCOUNT = 3, 0.9
+KEY = jax.random.key(0)
 HEADS = {"mse": Scalar("mse"), "hl_gauss": HLGauss(-2.0, 2.0, 7)}
 each_head = pytest.mark.parametrize("head", HEADS.values(), ids=HEADS.keys())
 
@@ -125,8 +126,8 @@ def test_update_is_the_naive_one(head, double):
         twin = jax.device_get(batch)
         targets = naive_targets(params, target_params, twin, head, double)
         loss, grads = jax.device_get(jax.value_and_grad(naive_loss)(params, twin, targets, head))
-        state, losses, metrics = update(state, batch)
-        np.testing.assert_allclose([metrics["loss"], np.mean(losses)], loss, rtol=1e-4)
+        state, items, metrics = update(state, batch)
+        np.testing.assert_allclose([metrics["loss"], np.mean(items["loss"])], loss, rtol=1e-4)
         np.testing.assert_allclose(metrics["grad_norm"], norm(grads), rtol=1e-4)
         params, m, v = naive_adam(params, grads, m, v, count)
         assert_close(params_of(state), params, atol=1e-5)
@@ -175,37 +176,44 @@ def test_weight_zero_leaves_an_item_out():
 
 
 class Sampler:
-    """Draws 4 of 32 transitions and counts how often it is traced."""
+    """Draws 4 of 32 transitions, with where they lie, and counts how often it is traced."""
 
     def __init__(self):
         self.traces = 0
-        self.replay = transitions(32)
+        self.replay = ReplayState(transitions(32), jnp.int32(0), jnp.int32(32), jnp.zeros(32))
 
     def __call__(self, replay, key):
         self.traces += 1
         index = jax.random.randint(key, (4,), 0, 32)
-        return jax.tree.map(lambda x: x[index], replay)
+        return jax.tree.map(lambda x: x[index], replay.steps), index
+
+
+def note_losses(priorities, index, items):
+    """Keeps the latest loss of each transition as its priority."""
+    return priorities.at[index].set(items["loss"])
 
 
 def run_step(num_updates, calls):
-    """The state, the sums and the number of traces after some calls of `step`."""
+    """The state, the priorities, the sums after some calls of `step`."""
     update, state = build(Scalar("mse"))
     sampler, sums = Sampler(), {}
-    step = make_step(update, sampler, num_updates)
+    step, replay = make_step(update, sampler, note_losses, num_updates), sampler.replay
     for _ in range(calls):
-        state, sums = step(state, sampler.replay, sums)
-    return state, sums, sampler.traces
+        state, replay, sums = step(state, replay, sums)
+    return state, replay.priorities, sums
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
 def test_k_updates_in_one_call_are_k_calls(backend, monkeypatch):
     """How many updates share a call is a matter of speed only; accelerators scan, CPUs loop."""
-    one, one_sums, _ = run_step(1, 6)
+    one, one_priorities, one_sums = run_step(1, 6)
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    many, many_sums, _ = run_step(3, 2)
+    many, many_priorities, many_sums = run_step(3, 2)
     monkeypatch.undo()
     assert_close(params_of(one), params_of(many), atol=1e-6)
     assert_close(one.opt_state, many.opt_state, atol=1e-6)
+    assert_close(one_priorities, many_priorities, rtol=1e-5)
+    assert 4 < np.count_nonzero(one_priorities) <= 24  # those of all six batches
     assert int(one.updates) == int(many.updates) == 6
     assert jnp.array_equal(jax.random.key_data(one.key), jax.random.key_data(many.key))
     assert one_sums.keys() == many_sums.keys() and one_sums["updates"] == many_sums["updates"] == 6
@@ -218,9 +226,9 @@ def test_sums_add_up_the_metrics_of_all_updates():
     update, sampler, losses = jax.jit(update), Sampler(), []
     for _ in range(3):
         key, sample_key = jax.random.split(state.key)
-        state, _, metrics = update(state._replace(key=key), sampler(sampler.replay, sample_key))
+        state, _, metrics = update(state._replace(key=key), sampler(sampler.replay, sample_key)[0])
         losses.append(float(metrics["loss"]))
-    _, sums, _ = run_step(1, 3)
+    _, _, sums = run_step(1, 3)
     assert float(sums["loss"]) == pytest.approx(sum(losses), rel=1e-4) and len(set(losses)) == 3
     trainer = SimpleNamespace(_sums=sums)
     means = Trainer.metrics(trainer)
@@ -234,12 +242,12 @@ def test_step_is_traced_once(backend, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     update, state = build(Scalar("mse"))
     sampler = Sampler()
-    step = make_step(update, sampler, 2)
+    step, replay = make_step(update, sampler, note_losses, 2), sampler.replay
     monkeypatch.undo()
     for _ in range(2):
         sums = {}
         for _ in range(3):
-            state, sums = step(state, sampler.replay, sums)
+            state, replay, sums = step(state, replay, sums)
     assert sampler.traces == 1
 
 
@@ -250,8 +258,9 @@ class Table:
     """A network that looks logits [S, A, m] and features [S, d] of states [B] up in its parameters."""
 
     @staticmethod
-    def apply(params, state):
-        return params["logits"][state], params["features"][state]
+    def apply(params, state, rngs=None, mutable=None):
+        out = params["logits"][state], params["features"][state]
+        return (out, {}) if mutable else out
 
 
 def table(logits, features=((0.0,),)):
@@ -269,11 +278,11 @@ def test_bootstrap_golden(double, y):
     """DQN takes the target network's maximum; double DQN its value of the online network's choice."""
     online = table([[[4.0], [6.0], [8.0]], [[1.0], [5.0], [2.0]]], [[0.0]] * 2)
     target = table([[[0.0]] * 3, [[10.0], [20.0], [30.0]]], [[0.0]] * 2)
-    loss, diagnostics = DQN(double=double).loss(Table, Scalar("mse"), online, target, one_transition(1.0, 0.5))
+    loss, diagnostics = DQN(double=double).loss(Table, Scalar("mse"), online, target, one_transition(1.0, 0.5), KEY)
     assert loss.tolist() == [(y - 6.0) ** 2]
     expected = {"q_mean": 6.0, "q_max": 8.0, "td_error": y - 6.0, "target": y}
     assert {name: float(diagnostics[name][0]) for name in expected} == expected
-    loss, _ = DQN(double=double).loss(Table, Scalar("mse"), online, target, one_transition(1.0, 0.0))
+    loss, _ = DQN(double=double).loss(Table, Scalar("mse"), online, target, one_transition(1.0, 0.0), KEY)
     assert loss.tolist() == [25.0]  # terminal: the reward alone
 
 
@@ -281,7 +290,7 @@ def test_c51_bootstraps_from_the_distribution_of_the_greedy_action():
     """Atoms -1, 0, 1; the greedy one of two next actions has half its mass on 0 and half on 1."""
     online = table([np.log([[0.4, 0.4, 0.2], [0.2, 0.3, 0.5]])] * 2, [[0.0]] * 2)
     target = table([np.zeros((2, 3)), [[50.0, -50.0, -50.0], [-50.0, 50.0, 50.0]]], [[0.0]] * 2)
-    loss, _ = DQN().loss(Table, C51(-1.0, 1.0, 3), online, target, one_transition(0.5, 1.0))
+    loss, _ = DQN().loss(Table, C51(-1.0, 1.0, 3), online, target, one_transition(0.5, 1.0), KEY)
     # Atoms 0 and 1 move to 0.5 and 1.5, which is clipped to 1: masses 0, 1/4, 3/4. The mean alone would give 0, 0, 1.
     np.testing.assert_allclose(loss, [-(np.log(0.3) + 3 * np.log(0.5)) / 4], rtol=1e-6)
 
@@ -290,7 +299,7 @@ def test_no_gradient_through_the_target():
     """A semi-gradient method: only Q(s_tm1, a_tm1) is trained, by 2 (Q - y), even if both networks are one."""
     params = table([[[4.0], [6.0], [8.0]], [[1.0], [5.0], [2.0]]], [[0.0]] * 2)
     for double in (False, True):
-        loss = partial(DQN(double=double).loss, Table, Scalar("mse"), batch=one_transition(1.0, 0.5))
+        loss = partial(DQN(double=double).loss, Table, Scalar("mse"), batch=one_transition(1.0, 0.5), key=KEY)
         grads = jax.grad(lambda p, loss=loss: loss(p, p)[0][0])(params)
         assert grads["logits"][..., 0].tolist() == [[0.0, 2 * (6.0 - 3.5), 0.0], [0.0] * 3]
 
@@ -341,7 +350,7 @@ def diagnose(features):
     index = jnp.arange(size)
     batch = Transition(index, index * 0, index * 1.0, jnp.full(size, 0.5), index, index * 0, jnp.ones(size))
     with jax.disable_jit():
-        return make_diagnose(DQN(), Table, Scalar("mse"), lambda replay, key: batch)(state, None, None)
+        return make_diagnose(DQN(), Table, Scalar("mse"), lambda replay, key: (batch, index), 1)(state, None, KEY)
 
 
 @pytest.mark.parametrize("rank", [1, 2, 5, 8])
@@ -370,11 +379,87 @@ def test_dormant_units():
     assert float(diagnose(features)[0]["dormant_units"]) == 3 / 8
 
 
+class Sowing(Table):
+    """A table whose network sows a number and a vector, both the mean of the states it saw."""
+
+    @staticmethod
+    def apply(params, state, rngs=None, mutable=None):
+        out = Table.apply(params, state)
+        mean = jnp.mean(state.astype(jnp.float32))
+        return (out, {"diagnostics": {"torso": {"single": mean, "each": jnp.stack([mean, -mean])}}}) if mutable else out
+
+
+def test_diagnosis_of_several_batches():
+    """Features and targets of all of them together; what the network sows is averaged and named."""
+    features = np.eye(6)
+    params = table(np.ones((6, 2, 1)), features)
+    state = SimpleNamespace(params=params, target_params=params)
+    batches = iter(np.split(np.arange(6), 3))
+
+    def sample(replay, key):
+        index = jnp.asarray(next(batches))
+        return Transition(index, index * 0, index * 1.0, jnp.zeros(2), index, index * 0, jnp.ones(2)), index
+
+    with jax.disable_jit():
+        metrics, targets = make_diagnose(DQN(), Sowing, Scalar("mse"), sample, 3)(state, None, KEY)
+    assert int(metrics.pop("effective_rank")) == 6 and float(metrics.pop("dormant_units")) == 0
+    assert {name: float(value) for name, value in metrics.items()} == {"single": 2.5, "each_0": 2.5, "each_1": -2.5}
+    assert targets.tolist() == list(range(6))
+
+
+# What priorities are made of
+
+
+@pytest.mark.parametrize(
+    "head", [HLGauss(-2.0, 2.0, 7), C51(-2.0, 2.0, 7), Scalar("mse")], ids=lambda h: type(h).__name__
+)
+def test_items_of_an_update(head):
+    """The loss of each transition, what of it can be reduced, and its TD error: each against its definition."""
+    update, state = build(head)
+    batch = transitions(16)
+    _, items, metrics = jax.jit(update)(state, batch)
+    network = QNetwork(NUM_ACTIONS, head.num_logits, torso=MLP(features=(8,)))
+    logits_tm1 = network.apply(state.params, batch.s_tm1)[0][jnp.arange(16), batch.a_tm1]
+    logits_t = network.apply(state.target_params, batch.s_t)[0]
+    greedy = logits_t[jnp.arange(16), jnp.argmax(head.decode(logits_t), axis=-1)]
+    y = batch.r_t + batch.discount_t * head.decode(greedy)
+    np.testing.assert_allclose(items["td_error"], np.abs(y - head.decode(logits_tm1)), atol=1e-5)
+    if isinstance(head, Scalar):
+        np.testing.assert_allclose(items["excess_loss"], items["td_error"] ** 2, rtol=1e-4)
+    else:
+        target = np.asarray(jax.vmap(head.bootstrap)(batch.r_t, batch.discount_t, greedy), np.float64)
+        log_p = np.log(softmax(np.asarray(logits_tm1, np.float64), axis=-1))
+        kl = np.sum(target * (np.log(np.maximum(target, 1e-300)) - log_p), axis=-1)
+        np.testing.assert_allclose(items["excess_loss"], kl, atol=1e-5)
+        assert np.all(items["loss"] > items["excess_loss"])
+    assert metrics["weight"] == 1 and metrics["loss"] == pytest.approx(float(jnp.mean(items["loss"])), rel=1e-6)
+
+
+# Noise
+
+
+def test_noise_moves_training_and_acting_but_not_evaluation():
+    """Three networks, three noises: also the loss of one batch differs from key to key."""
+    head = Scalar("mse")
+    network = QNetwork(NUM_ACTIONS, 1, torso=MLP(features=(8,)), noise=5.0)
+    params = network.init(KEY, jnp.zeros((1, 1, 4)))
+    batch, keys = transitions(8), jax.random.split(KEY, 50)
+    loss = jax.jit(lambda key: DQN(double=True).loss(network, head, params, params, batch, key)[1])
+    # With the same parameters twice, the value that is bootstrapped is a maximum only under its own noise.
+    assert len({float(loss(key)["td_error"][0]) for key in keys[:5]}) == 5
+    act = jax.jit(partial(DQN().act, network, head), static_argnames="noise")
+    observation = jnp.tile(batch.s_tm1[:1], (4, 1, 1))
+    noisy = np.stack([act(params, observation, key, 0.0) for key in keys])
+    still = np.stack([act(params, observation, key, 0.0, noise=False) for key in keys])
+    assert len(np.unique(noisy)) > 1 and len(np.unique(still)) == 1
+    assert np.all(noisy == noisy[:, :1])  # one noise for all games of a step
+
+
 # Schedules
 
 
 def schedule(num_envs, replay_ratio, warmup_steps=64):
-    environment, replay = SimpleNamespace(stack=4), UniformReplay(1000)
+    environment, replay = SimpleNamespace(stack=4), Replay(1000)
     parts = {"agent": DQN(), "environment": environment, "head": None, "network": None, "learner": Learner(None)}
     return Experiment(
         **parts,
@@ -392,7 +477,7 @@ def test_updates_keep_the_replay_ratio(num_envs, replay_ratio):
     """Counted by the trainer itself after every step of all games, against a count per agent step."""
     experiment = schedule(num_envs, replay_ratio)
     assert experiment.updates_per_call == max(1, num_envs * replay_ratio)
-    step = lambda state, replay, sums: (state + experiment.updates_per_call, sums)
+    step = lambda state, replay, sums: (state + experiment.updates_per_call, replay, sums)
     trainer = SimpleNamespace(experiment=experiment, agent_steps=0, updates=0, state=0, replay_state=None, _sums={})
     trainer._step = step
     for _ in range(40):

@@ -21,7 +21,8 @@ from agents.environments import Gymnasium
 from agents.evaluation import evaluate as play
 from agents.trainer import Trainer
 from networks import value_heads
-from replay.uniform import TimeStep, UniformReplay
+from replay.ring import Replay, TimeStep
+from replay.samplers import Prioritized, Uniform
 from scripts import evaluate, plot, train
 
 HEADS = ["mse", "huber", "mse_softmax", "two_hot", "hl_gauss", "c51"]
@@ -40,17 +41,19 @@ def pong(run_dir, steps, *more):
     return [*flags, *(f"--gin_bindings={name} = {value}" for name, value in knobs.items()), *more]
 
 
-def catch(run_dir, head, steps, *more):
+def catch(run_dir, head, steps, *more, agent="dqn"):
+    rainbow = "rainbow" in agent
     knobs = {
         "DQN.epsilon_decay_steps": 1000,
         "DQN.discount": 0.9,
         "Learner.target_period_steps": 100,
-        "adam.learning_rate": 1e-3,
-        "MLP.features": (64,),
-        "Experiment.eval_episodes": 50,
+        "rainbow/adam.learning_rate" if rainbow else "adam.learning_rate": 1e-3,
         "Experiment.replay_ratio": 0.5,
     }
-    flags = ["--env=catch:Catch-v0", f"--head={head}", f"--run_dir={run_dir}", f"--steps={steps}", "--num_envs=4"]
+    small = {"SoftMoE.num_experts": 2, "SoftMoE.hidden": 16, "ImpalaEncoder.channels": (8,)}
+    knobs |= small if agent == "soft_moe" else {"MLP.features": (64,)}
+    flags = ["--env=catch:Catch-v0", f"--agent={agent}", f"--head={head}", f"--run_dir={run_dir}", "--num_envs=4"]
+    flags += [f"--steps={steps}", "--eval_episodes=50"]
     flags += ["--warmup_steps=200", "--replay_capacity=5000"]
     return [*flags, *(f"--gin_bindings={name} = {value}" for name, value in knobs.items()), *more]
 
@@ -151,9 +154,9 @@ def test_the_head_of_the_readme_trains(tmp_path, monkeypatch):
 
 def test_restores_what_was_saved(tmp_path):
     """The ring, whether full or not, and the learner's state come back as they were."""
-    for capacity in (200, 1000):
+    for capacity, sampler in ((200, Uniform()), (1000, Uniform()), (200, Prioritized()), (1000, Prioritized())):
         experiment, _ = train.load(train.parse_args(catch(tmp_path / "run", "hl_gauss", 400)))
-        experiment = dataclasses.replace(experiment, replay=UniformReplay(capacity))
+        experiment = dataclasses.replace(experiment, replay=Replay(capacity, sampler))
         saved, restored = Trainer(experiment), Trainer(experiment)
         saved.allocate_replay()
         random = np.random.default_rng(0)
@@ -167,7 +170,7 @@ def test_restores_what_was_saved(tmp_path):
             )
             saved.add(step)
         saved.learn()
-        with contextlib.closing(Checkpointer(tmp_path / str(capacity))) as checkpointer:
+        with contextlib.closing(Checkpointer(tmp_path / f"{capacity} {sampler}")) as checkpointer:
             saved.save(checkpointer, {"seconds": 1.5})
             assert restored.restore(checkpointer)["seconds"] == 1.5
         assert (restored.agent_steps, restored.updates) == (saved.agent_steps, saved.updates) and saved.updates > 0
@@ -272,10 +275,41 @@ def test_interrupted_run_goes_on(tmp_path, overlap, number, monkeypatch):
     assert policy_updates(tmp_path / "run") == ((196 if overlap else 200) - 64) // 4
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_every_head_learns(tmp_path, head):
+@pytest.mark.parametrize(
+    "agent, head",
+    [(agent, head) for agent in ("dqn", "rainbow", "soft_moe") for head in HEADS] + [("full_rainbow", "hl_gauss")],
+)
+def test_every_agent_trains_with_every_head(tmp_path, agent, head):
+    """400 updates; what is particular to an agent shows in what it logs."""
+    diagnosed = (agent, head) == ("soft_moe", "hl_gauss")
+    more = ["--eval_episodes=1", f"--gin_bindings=Experiment.diagnose_every_steps = {500 if diagnosed else 10**6}"]
+    assert train.main(catch(tmp_path, head, 1000, *more, agent=agent)) == 0
+    assert policy_updates(tmp_path) == 398  # those due one step of all games before the end
+    rows = logger.read(tmp_path)
+    metrics = {name: value for row in rows for name, value in row.items()}
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert (metrics["train/weight"] < 1) == ("rainbow" in agent)
+    load = [value for name, value in metrics.items() if name.startswith("features/expert_load_")]
+    assert len(load) == (2 if diagnosed else 0)
+    if diagnosed:
+        assert sum(load) == pytest.approx(1, abs=1e-4) and 0 < metrics["features/dispatch_entropy"] <= np.log(9)
+    if head in ("two_hot", "hl_gauss", "c51"):
+        assert 0 < metrics["train/excess_loss"] < metrics["train/loss"] / (0.3 if "rainbow" in agent else 1)
+
+
+LEARNERS = [("dqn", head) for head in HEADS] + [
+    ("rainbow", "c51"),
+    ("rainbow", "mse"),
+    ("rainbow", "hl_gauss"),
+    ("full_rainbow", "c51"),
+    ("soft_moe", "hl_gauss"),
+]
+
+
+@pytest.mark.parametrize("agent, head", LEARNERS)
+def test_learns(tmp_path, agent, head):
     """Random play on Catch scores -0.6; a perfect one scores 1."""
-    assert train.main(catch(tmp_path, head, 10_000)) == 0
+    assert train.main(catch(tmp_path, head, 10_000, agent=agent)) == 0
     returns = [row["eval/return"] for row in logger.read(tmp_path) if "eval/return" in row]
     assert returns[-1] > 0.5
 
@@ -302,7 +336,7 @@ gymnasium.register("Countdown-v0", Countdown)
 
 def test_evaluation_does_not_favour_short_episodes():
     """Counting whichever of 16 games' episodes ends first would give a mean near 0.2 instead of 0.5."""
-    act = lambda params, observation, key, epsilon: np.zeros(len(observation), np.int32)
+    act = lambda params, observation, key, epsilon, noise: np.zeros(len(observation), np.int32)
     returns = play(Gymnasium("Countdown-v0"), act, None, 80, 0.0, entropy=(1,))
     assert returns.shape == (80,) and 0.35 < returns.mean() < 0.65
 

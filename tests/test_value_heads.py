@@ -317,3 +317,30 @@ def test_other_bad_settings_are_refused():
             HLGauss(sigma_ratio=sigma_ratio)
     with pytest.raises(ValueError, match="'mae'; allowed: 'mse', 'huber'"):
         Scalar("mae")
+
+
+# The floor of a loss
+
+
+@each_head
+def test_min_loss_is_reached_and_not_undercut(head):
+    """At the logits that are trained for; the rest of the loss, the divergence, has the loss's gradient."""
+    y = jnp.float32(0.3)
+    target = head.encode(y)
+    logits = jax.random.normal(jax.random.key(0), (100, head.num_logits)) * 5
+    losses = jax.vmap(lambda logits: head.loss(logits, target))(logits)
+    assert np.all(losses > head.min_loss(target) + 1e-4)
+    if head in ENCODERS.values():
+        best = jnp.log(target + 1e-30)
+        assert float(head.loss(best, target)) == pytest.approx(float(head.min_loss(target)), abs=1e-5)
+    else:
+        assert head.min_loss(target) == 0
+
+
+def test_entropy_floor_of_hl_gauss():
+    """The same 1.2 nats for returns all over the support, which flattens priorities made of the loss."""
+    floors = [float(HLGauss().min_loss(HLGauss().encode(y))) for y in (-7.3, 0.0, 0.1, 5.0)]
+    np.testing.assert_allclose(floors, 1.2, atol=0.1)
+    # Two-Hot's depends on where the return lies between two atoms.
+    assert float(TwoHot().min_loss(TwoHot().encode(0.0))) == 0
+    assert float(TwoHot().min_loss(TwoHot().encode(0.2))) == pytest.approx(math.log(2), abs=1e-4)

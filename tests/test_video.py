@@ -19,7 +19,7 @@ STEPS = 20
 
 
 def make_policy(head, environment=None):
-    def act(network, head, params, observation, key, epsilon):
+    def act(network, head, params, observation, key, epsilon, noise):
         q = head.decode(network.apply(params, observation)[0])
         return jnp.where(jax.random.uniform(key) < epsilon, 0, q.argmax(-1))
 

@@ -1,4 +1,4 @@
-"""Uniform replay: one ring of single observations, laid out [T, N, ...] for T steps of N games.
+"""The replay: one ring of single observations, laid out [T, N, ...] for T steps of N games.
 
 A row holds what arrives together after one step of the games: the action that led here, the reward, and the new
 observation. Frame stacks, n-step returns and next actions are rebuilt when sampling, so 1,000,000 Atari transitions
@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from replay.samplers import Uniform
 
 
 class TimeStep(NamedTuple):
@@ -47,17 +49,20 @@ class ReplayState(NamedTuple):
     steps: TimeStep  # leaves [T, N, ...]
     head: jax.Array  # int32
     size: jax.Array  # int32
+    priorities: Any  # what the sampler keeps
 
 
 @dataclasses.dataclass(frozen=True)
-class UniformReplay:
+class Replay:
     """Settings of the ring.
 
     Args:
       capacity: number of transitions kept, over all games.
+      sampler: which of them are drawn, `samplers.Uniform` or `samplers.Prioritized`.
     """
 
     capacity: int = 1_000_000
+    sampler: Any = Uniform()
 
     def num_rows(self, num_envs: int) -> int:
         """T, the rows of the ring."""
@@ -65,8 +70,8 @@ class UniformReplay:
 
     def num_bytes(self, num_envs: int, shape, dtype) -> int:
         """Size of the ring in bytes, for observations of `shape` and `dtype`."""
-        metadata = 4 + 4 + 1 + 1  # action_tm1, r_t, terminated, first
-        return self.num_rows(num_envs) * num_envs * (math.prod(shape) * np.dtype(dtype).itemsize + metadata)
+        state = jax.eval_shape(lambda: self.init(num_envs, shape, dtype))
+        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
     def init(self, num_envs: int, shape, dtype) -> ReplayState:
         """Allocates an empty ring for N games whose single observations have `shape` and `dtype`."""
@@ -79,13 +84,20 @@ class UniformReplay:
             first=zeros(dtype=bool),
             observation=zeros(*shape, dtype=dtype),
         )
-        return ReplayState(steps, jnp.int32(0), jnp.int32(0))
+        return ReplayState(steps, jnp.int32(0), jnp.int32(0), self.sampler.init(rows, num_envs))
 
-    def add(self, state: ReplayState, step: TimeStep) -> ReplayState:
-        """Writes one row over the oldest. The cost does not depend on the capacity when `state` is donated."""
+    def add(self, state: ReplayState, step: TimeStep, stack: int = 1, n_step: int = 1) -> ReplayState:
+        """Writes one row over the oldest. The cost does not depend on the capacity when `state` is donated.
+
+        Args:
+          state: the ring.
+          step: the row.
+          stack, n_step: those that `sample` is called with; they decide when a transition is complete.
+        """
         rows = state.steps.first.shape[0]
         steps = jax.tree.map(lambda ring, new: ring.at[state.head].set(new), state.steps, step)
-        return ReplayState(steps, (state.head + 1) % rows, jnp.minimum(state.size + 1, rows))
+        state = ReplayState(steps, (state.head + 1) % rows, jnp.minimum(state.size + 1, rows), state.priorities)
+        return state._replace(priorities=self.sampler.add(state, stack, n_step))
 
     def sample(
         self,
@@ -96,11 +108,11 @@ class UniformReplay:
         n_step: int = 1,
         discount: float = 0.99,
         max_abs_reward: float | None = None,
-    ) -> Transition:
-        """Draws transitions uniformly, with replacement, from all that are complete and not overwritten.
+    ) -> tuple[Transition, jax.Array]:
+        """Draws transitions, with replacement, from all that are complete and not overwritten.
 
-        Complete means that n + 1 later rows exist; of a full ring the oldest `stack - 1` rows are never s_tm1. There
-        must be a transition to draw: call it only after `n_step + stack + 2` rows.
+        Complete means that n + 1 later rows exist. Rows are left out once a newer row has taken the place of a frame of
+        their stack. There must be a transition to draw: call it only after `n_step + stack + 2` rows.
 
         Args:
           state: the ring.
@@ -111,8 +123,11 @@ class UniformReplay:
             resumed run) at k < n still bootstraps, with discount^k; termination does not.
           discount: per-step discount.
           max_abs_reward: clips each reward to [-x, x] before summing; None leaves it raw.
+
+        Returns:
+          The batch, and where its items lie [B], for the sampler's `update`.
         """
-        row, game = self._draw(state, key, batch_size, stack, n_step)
+        row, game, weight = self.sampler.draw(state, key, batch_size, stack, n_step)
         steps, rows = state.steps, state.steps.first.shape[0]
         at = lambda ring, offset: ring[(row + offset) % rows, game]
 
@@ -124,36 +139,16 @@ class UniformReplay:
         if max_abs_reward is not None:
             rewards = jnp.clip(rewards, -max_abs_reward, max_abs_reward)
         powers = jnp.asarray(discount, jnp.float32) ** jnp.arange(n_step, dtype=jnp.float32)
-        return Transition(
+        batch = Transition(
             s_tm1=_stack(steps, row, game, stack),
             a_tm1=at(steps.action_tm1, 1),
             r_t=jnp.sum(powers[:, None] * rewards * alive, axis=0),
             discount_t=jnp.float32(discount) ** taken * ~at(steps.terminated, taken),
             s_t=_stack(steps, (row + taken) % rows, game, stack),
             a_t=at(steps.action_tm1, taken + 1),
-            weight=jnp.ones(batch_size, jnp.float32),
+            weight=weight,
         )
-
-    def _draw(self, state, key, batch_size, stack, n_step):
-        """Draws (row, game) of s_tm1, uniformly over the valid ones; each is redrawn until it is one."""
-        rows, num_envs = state.steps.first.shape
-        # A full ring has overwritten the frames before its oldest row; a ring still filling has nothing before it.
-        lowest = jnp.where(state.size == rows, stack - 1, 0)
-        highest = state.size - n_step - 1  # exclusive: s_t and the row that holds a_t must exist
-
-        def draw(carry):
-            key, row, game, valid = carry
-            key, row_key, game_key = jax.random.split(key, 3)
-            age = jax.random.randint(row_key, (batch_size,), lowest, highest)
-            row = jnp.where(valid, row, (state.head - state.size + age) % rows)
-            game = jnp.where(valid, game, jax.random.randint(game_key, (batch_size,), 0, num_envs))
-            # The step from the last observation of one episode to the first of the next is no transition.
-            return key, row, game, ~state.steps.first[(row + 1) % rows, game]
-
-        nothing = jnp.zeros(batch_size, jnp.int32)
-        carry = (key, nothing, nothing, jnp.zeros(batch_size, bool))
-        _, row, game, _ = jax.lax.while_loop(lambda carry: ~jnp.all(carry[3]), draw, carry)
-        return row, game
+        return batch, row * steps.first.shape[1] + game
 
 
 def _stack(steps, row, game, stack):

@@ -1,0 +1,118 @@
+"""Which transitions of the ring are drawn: all alike, or by their priority.
+
+A sampler is a set of pure functions around `ReplayState.priorities`, which only it reads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from replay import sum_tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Uniform:
+    """Draws every transition with the same probability. It keeps nothing."""
+
+    def init(self, rows: int, num_envs: int):
+        """Returns what the sampler keeps, for an empty ring of `rows` rows of N games."""
+        del rows, num_envs
+        return ()
+
+    def add(self, state, stack: int, n_step: int):
+        """Returns what it keeps after a row has been written to the ring `state`."""
+        del stack, n_step
+        return state.priorities
+
+    def draw(self, state, key, batch_size: int, stack: int, n_step: int):
+        """Draws transitions, with replacement; returns row, game and weight of the loss of each, all [B]."""
+        rows, num_envs = state.steps.first.shape
+        lowest = jnp.maximum(state.size + stack - 1 - rows, 0)  # of those before it, frames are lost
+        highest = state.size - n_step - 1  # exclusive: s_t and the row that holds a_t must exist
+
+        def draw(carry):
+            key, row, game, valid = carry
+            key, row_key, game_key = jax.random.split(key, 3)
+            age = jax.random.randint(row_key, (batch_size,), lowest, highest)
+            row = jnp.where(valid, row, (state.head - state.size + age) % rows)
+            game = jnp.where(valid, game, jax.random.randint(game_key, (batch_size,), 0, num_envs))
+            # The step from the last observation of one episode to the first of the next is no transition.
+            return key, row, game, ~state.steps.first[(row + 1) % rows, game]
+
+        nothing = jnp.zeros(batch_size, jnp.int32)
+        carry = (key, nothing, nothing, jnp.zeros(batch_size, bool))
+        _, row, game, _ = jax.lax.while_loop(lambda carry: ~jnp.all(carry[3]), draw, carry)
+        return row, game, jnp.ones(batch_size, jnp.float32)
+
+    def update(self, priorities, index, items):
+        """Returns what it keeps after an update on the transitions at index [B], with the losses etc. in `items`."""
+        del index, items
+        return priorities
+
+
+@dataclasses.dataclass(frozen=True)
+class Prioritized:
+    """Proportional prioritised replay (Schaul et al. 2016, https://arxiv.org/abs/1511.05952) as in Dopamine's Rainbow.
+
+    A transition is drawn with a probability proportional to its priority. The priority is used as it is: its square
+    root stands for the exponent alpha = 0.5 of Hessel et al. 2018 (https://arxiv.org/abs/1710.02298). New transitions
+    get the largest priority seen so far. Losses are weighted by probability^-beta over the batch's largest such weight.
+
+    Args:
+      priority: 'sqrt_loss' is sqrt(loss + 1e-10), Dopamine's. With a cross-entropy the loss cannot fall below the
+        target's entropy, which for HL-Gauss is 1.2 nats everywhere and flattens the priorities; 'sqrt_kl' takes the
+        loss without that floor, the Kullback-Leibler divergence, which has the same gradient. 'abs_td' takes the
+        squared TD error in units of the return, which compares between heads. For squared errors all three are the
+        same, |TD error|.
+      beta: exponent of the correction for drawing with unequal probabilities; 0 does not correct, 1 does fully.
+    """
+
+    priority: str = "sqrt_loss"
+    beta: float = 0.5
+
+    def __post_init__(self):
+        if self.priority not in ("sqrt_loss", "sqrt_kl", "abs_td"):
+            raise ValueError(f"Prioritized.priority is {self.priority!r}; allowed: 'sqrt_loss', 'sqrt_kl', 'abs_td'.")
+        if not 0 <= self.beta <= 1:
+            raise ValueError(f"Prioritized.beta lies in [0, 1]; got {self.beta}.")
+
+    def init(self, rows: int, num_envs: int):
+        """Makes an empty tree, whose leaf row * N + game is the transition from there, and the first priority."""
+        return {"tree": sum_tree.init(rows * num_envs), "largest": jnp.float32(1)}
+
+    def add(self, state, stack: int, n_step: int):
+        """Gives the transitions that the newest row completes the largest priority, and those that it cuts off zero."""
+        tree, largest = state.priorities["tree"], state.priorities["largest"]
+        rows, num_envs = state.steps.first.shape
+        newest = state.head - 1
+        complete = (newest - n_step - 1) % rows
+        # Not a transition: the step between two episodes, and rows not written yet.
+        valid = ~state.steps.first[(complete + 1) % rows] & (state.size > n_step + 1)
+        cut_off = (newest + stack - 1) % rows  # the newest row has taken the place of its oldest frame
+        index = jnp.stack([complete, cut_off])[:, None] * num_envs + jnp.arange(num_envs)[None, :]
+        weight = jnp.stack([jnp.where(valid, largest, 0.0), jnp.zeros(num_envs)])
+        return {"tree": sum_tree.update(tree, index.reshape(-1), weight.reshape(-1)), "largest": largest}
+
+    def draw(self, state, key, batch_size: int, stack: int, n_step: int):
+        """Draws transitions, with replacement; returns row, game and weight of the loss of each, all [B]."""
+        del stack, n_step  # minded by `add`
+        index, probability = sum_tree.sample(state.priorities["tree"], key, batch_size)
+        weight = (probability + 1e-10) ** -self.beta
+        row, game = jnp.divmod(index, state.steps.first.shape[1])
+        return row, game, weight / jnp.max(weight)
+
+    def update(self, priorities, index, items):
+        """Sets the priorities of the transitions at index [B]; `items` has loss, excess_loss and td_error, each [B]."""
+        squared = {
+            "sqrt_loss": items["loss"],
+            "sqrt_kl": items["excess_loss"],
+            "abs_td": jnp.square(items["td_error"]),
+        }[self.priority]
+        weight = jnp.sqrt(jnp.maximum(squared, 0.0) + 1e-10)  # rounding can make a divergence negative
+        return {
+            "tree": sum_tree.update(priorities["tree"], index, weight),
+            "largest": jnp.maximum(priorities["largest"], jnp.max(weight)),
+        }
