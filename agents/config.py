@@ -8,6 +8,7 @@ Classes are named in the gin files themselves (`from __gin__ import dynamic_regi
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 
 import gin
@@ -49,6 +50,7 @@ def load(files, bindings=()) -> tuple[Experiment, list[str]]:
       ConfigError: for anything that would not take effect as written.
     """
     gin.clear_config()
+    _register(CONFIGS)
     sources: dict[Key, int] = {}  # which source each binding comes from
     replaced: dict[tuple[str, str], int] = {}  # parts that a source has replaced by others
     overrides: list[str] = []
@@ -80,6 +82,14 @@ def load(files, bindings=()) -> tuple[Experiment, list[str]]:
     }
     refuse_unused({key: names[number] for key, number in sources.items()}, obsolete)
     return experiment, overrides
+
+
+@cache
+def _register(folder: Path) -> None:
+    """Makes the classes of all shipped files known by name, so that flags can bind those that the run does not name."""
+    for path in folder.rglob("*.gin"):
+        _parse(_shown(path), path.read_text())
+    gin.clear_config()
 
 
 def shipped(folder: str, name: str) -> str:

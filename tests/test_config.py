@@ -383,6 +383,14 @@ def test_own_file_wins_over_shipped_ones_whatever_the_order(own):
     assert isinstance(experiment.head, C51) and experiment.total_steps < 1_000_000
 
 
+def test_flags_know_the_classes_of_all_shipped_files():
+    """Prioritised replay for DQN is one flag, without a file that names the class."""
+    experiment, _ = load(*bind("Replay.sampler = @samplers.Prioritized()", "Prioritized.priority = 'abs_td'"))
+    assert experiment.replay.sampler == Prioritized("abs_td")
+    experiment, _ = load("--head=c51", *bind("QNetwork.torso = @torsos.MLP()", "MLP.features = (3,)"))
+    assert experiment.network(num_actions=2, num_logits=1).torso.features == (3,)
+
+
 def test_named_files_replace_the_defaults():
     """`--gin_files` of a shipped head or preset leaves no trace of hl_gauss and fast."""
     args = train.parse_args(["--gin_files=configs/presets/paper.gin", "--gin_files=configs/heads/mse.gin"])
