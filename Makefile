@@ -4,7 +4,7 @@ VENV   ?= .venv
 EXTRA  ?=
 GAME   ?= RoadRunner
 AGENT  ?= dqn
-HEAD   ?= hl_gauss
+HEAD   ?=
 PRESET ?= quick
 SEED   ?= 0
 STEPS  ?=
@@ -30,7 +30,7 @@ $(READY): pyproject.toml .ci/constraints.txt
 	@touch $@
 
 train: setup
-	$(VENV)/bin/python scripts/train.py --game $(GAME) --agent $(AGENT) --head $(HEAD) --preset $(PRESET) --seed $(SEED) \
+	$(VENV)/bin/python scripts/train.py --game $(GAME) --agent $(AGENT) $(if $(HEAD),--head $(HEAD)) --preset $(PRESET) --seed $(SEED) \
 		$(if $(STEPS),--steps $(STEPS)) $(if $(FRAMES),--frames $(FRAMES)) $(ARGS)
 
 test: setup

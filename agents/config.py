@@ -29,7 +29,7 @@ from agents.config_checks import (
 )
 from agents.experiment import Experiment
 
-__all__ = ["ConfigError", "folder", "load", "settings", "shipped"]
+__all__ = ["ConfigError", "folder", "load", "resolve", "settings", "shipped"]
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
@@ -55,7 +55,7 @@ def load(files, bindings=()) -> tuple[Experiment, list[str]]:
     replaced: dict[tuple[str, str], int] = {}  # parts that a source has replaced by others
     overrides: list[str] = []
     names = [*map(_shown, files), COMMAND_LINE]
-    texts = [*(_path(file).read_text() for file in files), "\n".join(bindings)]
+    texts = [*(resolve(file).read_text() for file in files), "\n".join(bindings)]
     for number, (name, text) in enumerate(zip(names, texts, strict=True)):
         before = current_bindings()
         gin_state._CONFIG.clear()  # so that a binding to the value it already had is seen
@@ -107,11 +107,11 @@ def shipped(folder: str, name: str) -> str:
 
 def folder(file: str) -> str | None:
     """The folder of configs/ that a gin file is shipped in, '.' for agents; None for a file of the user's."""
-    path = _path(file)
+    path = resolve(file)
     return str(path.parent.relative_to(CONFIGS)) if path.is_relative_to(CONFIGS) else None
 
 
-def _path(file) -> Path:
+def resolve(file) -> Path:
     """Finds a gin file from the working directory, or else from the project's."""
     for path in (Path(file), ROOT / file):
         if path.is_file():

@@ -23,15 +23,17 @@ class DQN:
       n_step: number of rewards before bootstrapping.
       double: picks the next action by the online network (van Hasselt et al. 2016, https://arxiv.org/abs/1509.06461).
       max_abs_reward: the learner sees rewards clipped to [-x, x]; None leaves them raw. Reported returns are raw.
+      epsilon_initial: exploration rate during the warm-up. 0, with `epsilon_train` 0, leaves exploring to noisy layers.
       epsilon_train: final exploration rate.
       epsilon_eval: exploration rate in evaluations.
-      epsilon_decay_steps: agent steps over which epsilon falls linearly from 1, after the warm-up.
+      epsilon_decay_steps: agent steps over which epsilon goes from the one to the other linearly, after the warm-up.
     """
 
     discount: float = 0.99
     n_step: int = 1
     double: bool = False
     max_abs_reward: float | None = 1.0
+    epsilon_initial: float = 1.0
     epsilon_train: float = 0.01
     epsilon_eval: float = 0.001
     epsilon_decay_steps: int = 250_000
@@ -39,15 +41,16 @@ class DQN:
     def __post_init__(self):
         if self.n_step < 1 or self.epsilon_decay_steps < 0:
             raise ValueError(f"DQN needs n_step >= 1 and epsilon_decay_steps >= 0; got {self}.")
-        if not all(0 <= value <= 1 for value in (self.discount, self.epsilon_train, self.epsilon_eval)):
-            raise ValueError(f"DQN's discount, epsilon_train and epsilon_eval lie in [0, 1]; got {self}.")
+        rates = (self.discount, self.epsilon_initial, self.epsilon_train, self.epsilon_eval)
+        if not all(0 <= rate <= 1 for rate in rates):
+            raise ValueError(f"DQN's discount and its three epsilons lie in [0, 1]; got {self}.")
 
     def epsilon(self, agent_steps: int, warmup_steps: int) -> float:
-        """Exploration rate after `agent_steps`: 1 during the warm-up, then a linear fall to `epsilon_train`."""
+        """Exploration rate after `agent_steps`: constant during the warm-up, then linear, then constant."""
         if agent_steps < warmup_steps:
-            return 1.0
+            return self.epsilon_initial
         left = 1 - (agent_steps - warmup_steps) / self.epsilon_decay_steps if self.epsilon_decay_steps else 0.0
-        return self.epsilon_train + (1 - self.epsilon_train) * max(left, 0.0)
+        return self.epsilon_train + (self.epsilon_initial - self.epsilon_train) * max(left, 0.0)
 
     def act(self, network, head, params, observation, key, epsilon, noise: bool = True):
         """Chooses actions [N] int32 for observations [N, stack, ...], each random with probability epsilon.

@@ -65,7 +65,8 @@ class Learner:
 def make_update(learner: Learner, agent, network, head, replay_ratio: float):
     """Returns `update(state, batch) -> (state, items, metrics)`, to be jitted by the caller.
 
-    `items` is a dict of what each item gave, [B]: its loss and the agent's diagnostics. `metrics` are scalars.
+    `items` is a dict of what each item gave, [B]: its loss and the agent's diagnostics. `metrics` are scalars, among
+    them the means of the items by their weights.
 
     Args:
       learner: settings.
@@ -89,8 +90,7 @@ def make_update(learner: Learner, agent, network, head, replay_ratio: float):
         updates = state.updates + 1
         target_params = optax.periodic_update(params, state.target_params, updates, target_period)
         metrics = {
-            **jax.tree.map(jnp.mean, items),
-            "loss": jnp.mean(batch.weight * items["loss"]),
+            **{name: jnp.average(item, weights=batch.weight) for name, item in items.items()},
             "weight": jnp.mean(batch.weight),
             "grad_norm": optax.tree.norm(grads),
         }

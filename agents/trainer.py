@@ -15,7 +15,8 @@ from agents.experiment import Experiment
 from agents.learner import make_diagnose, make_step, make_update
 from replay.samplers import Uniform
 
-DIAGNOSE = (8, 256)  # batches and their size to measure the features on, as many states as Kumar et al. 2021
+# The features are measured on 2,048 states as in Kumar et al. 2021; in batches, for the sake of memory.
+DIAGNOSE_BATCHES, DIAGNOSE_BATCH_SIZE = 8, 256
 
 
 class Trainer:
@@ -42,10 +43,9 @@ class Trainer:
         sample = partial(x.replay.sample, **window, **rewards, batch_size=x.learner.batch_size)
         update = make_update(x.learner, x.agent, self.network, x.head, x.replay_ratio)
         self._step = make_step(update, sample, x.replay.sampler.update, x.updates_per_call)
-        num_batches, batch_size = DIAGNOSE
         uniform = dataclasses.replace(x.replay, sampler=Uniform())  # features are measured on states drawn alike
-        sample = partial(uniform.sample, **window, **rewards, batch_size=batch_size)
-        self._diagnose = make_diagnose(x.agent, self.network, x.head, sample, num_batches)
+        sample = partial(uniform.sample, **window, **rewards, batch_size=DIAGNOSE_BATCH_SIZE)
+        self._diagnose = make_diagnose(x.agent, self.network, x.head, sample, DIAGNOSE_BATCHES)
         self._add = jax.jit(partial(x.replay.add, **window), donate_argnums=0)
 
         self.state = jax.jit(partial(x.learner.init, self.network))(jax.random.key(x.seed), observation)

@@ -1,4 +1,4 @@
-"""Layers that flax does not have."""
+"""What the networks share beside flax's layers: noisy layers, and a check of attributes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import jax.numpy as jnp
 
 
 def dense(features: int, noise: float = 0.0, **options) -> nn.Module:
-    """Makes a dense layer, a noisy one if `noise` (the `sigma` of `NoisyDense`) is positive."""
+    """Makes a dense layer, a noisy one unless `noise` (the `sigma` of `NoisyDense`) is 0."""
+    if noise < 0:
+        raise ValueError(f"The noise of a layer must not be negative; got {noise}.")
     return NoisyDense(features, sigma=noise, **options) if noise else nn.Dense(features, **options)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from networks.layers import check_positive
+from networks.layers import check_positive, dense
 from networks.torsos import to_image, xavier_uniform
 
 # Depth: blocks per stage, and whether they are bottlenecks (He et al. 2016, Table 1).
@@ -39,6 +39,7 @@ class ResNet(nn.Module):
       num_embeddings: spatial embeddings; each is a weighted sum over the positions of every channel.
       hidden: width of the dense layer.
       kernel_init: initializer of the dense layer; convolutions have He's (fan_out).
+      noise: as of `NatureCNN`, of the dense layer.
       dtype: type of the computation, e.g. 'bfloat16'; parameters stay float32.
     """
 
@@ -48,6 +49,7 @@ class ResNet(nn.Module):
     num_embeddings: int = 32
     hidden: int = 512
     kernel_init: Callable[..., Any] = xavier_uniform
+    noise: float = 0.0
     dtype: Any = "float32"
 
     def __post_init__(self):
@@ -75,7 +77,8 @@ class ResNet(nn.Module):
             "embeddings", nn.initializers.lecun_normal(), (*x.shape[1:], self.num_embeddings)
         ).astype(dtype)
         x = jnp.einsum("bhwc,hwce->bce", x, embeddings)
-        return nn.relu(nn.Dense(self.hidden, kernel_init=self.kernel_init, dtype=dtype)(x.reshape(x.shape[0], -1)))
+        x = dense(self.hidden, self.noise, kernel_init=self.kernel_init, dtype=dtype)(x.reshape(x.shape[0], -1))
+        return nn.relu(x)
 
     @staticmethod
     def _block(conv, norm, bottleneck, x, channels, stride):

@@ -48,6 +48,11 @@ class SoftMoE(nn.Module):
     def __call__(self, observation):
         """Maps observations [B, stack, ...] to features [B, h * w * c]: the tokens, one after the other."""
         x = self.encoder(observation)
+        if x.ndim != 4:
+            raise ValueError(
+                f"SoftMoE.encoder must give positions [B, h, w, c], as ImpalaEncoder does; "
+                f"{type(self.encoder).__name__} gives an array of shape {x.shape}."
+            )
         tokens = x.reshape(x.shape[0], -1, x.shape[-1])  # [B, t, c]
         dispatch, combine = self._route(tokens)  # [B, t, n, p]
         slots = jnp.einsum("btc,btnp->bnpc", tokens, dispatch.astype(x.dtype))

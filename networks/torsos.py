@@ -80,6 +80,8 @@ class ImpalaEncoder(nn.Module):
 
     def __post_init__(self):
         check_positive(self, "width")
+        if not self.channels or min(self.channels) < 1:
+            raise ValueError(f"ImpalaEncoder.channels must be positive numbers, one at least; got {self.channels}.")
         super().__post_init__()
 
     @nn.compact
@@ -131,6 +133,7 @@ class MinAtarCNN(nn.Module):
 
     kernel_init: Callable[..., Any] = xavier_uniform
     layer_norm: bool = False
+    noise: float = 0.0
     dtype: Any = "float32"
 
     @nn.compact
@@ -139,7 +142,7 @@ class MinAtarCNN(nn.Module):
         activation = lambda x: nn.relu(nn.LayerNorm(dtype=dtype)(x) if self.layer_norm else x)
         x = to_image(observation, dtype)
         x = activation(nn.Conv(16, (3, 3), padding="VALID", kernel_init=self.kernel_init, dtype=dtype)(x))
-        return activation(nn.Dense(128, kernel_init=self.kernel_init, dtype=dtype)(x.reshape(x.shape[0], -1)))
+        return activation(dense(128, self.noise, kernel_init=self.kernel_init, dtype=dtype)(x.reshape(x.shape[0], -1)))
 
 
 class MLP(nn.Module):
@@ -147,12 +150,13 @@ class MLP(nn.Module):
 
     Attributes:
       features: width of each layer; the last one is d.
-      kernel_init, layer_norm, dtype: as of `NatureCNN`.
+      kernel_init, layer_norm, noise, dtype: as of `NatureCNN`.
     """
 
     features: Sequence[int] = (256, 256)
     kernel_init: Callable[..., Any] = xavier_uniform
     layer_norm: bool = False
+    noise: float = 0.0
     dtype: Any = "float32"
 
     @nn.compact
@@ -161,6 +165,6 @@ class MLP(nn.Module):
         scale = 255 if observation.dtype == jnp.uint8 else 1
         x = observation.reshape(observation.shape[0], -1).astype(dtype) / scale
         for width in self.features:
-            x = nn.Dense(width, kernel_init=self.kernel_init, dtype=dtype)(x)
+            x = dense(width, self.noise, kernel_init=self.kernel_init, dtype=dtype)(x)
             x = nn.relu(nn.LayerNorm(dtype=dtype)(x) if self.layer_norm else x)
         return x

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from replay.samplers import Uniform
+from replay.samplers import Sampler, Uniform
 
 
 class TimeStep(NamedTuple):
@@ -62,7 +62,13 @@ class Replay:
     """
 
     capacity: int = 1_000_000
-    sampler: Any = Uniform()
+    sampler: Sampler = Uniform()
+
+    def __post_init__(self):
+        if not isinstance(self.sampler, Sampler):
+            raise ValueError(
+                f"Replay.sampler is {self.sampler!r}; it takes a sampler, e.g. @samplers.Prioritized() with ()."
+            )
 
     def num_rows(self, num_envs: int) -> int:
         """T, the rows of the ring."""

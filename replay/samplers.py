@@ -13,9 +13,8 @@ import jax.numpy as jnp
 from replay import sum_tree
 
 
-@dataclasses.dataclass(frozen=True)
-class Uniform:
-    """Draws every transition with the same probability. It keeps nothing."""
+class Sampler:
+    """The interface of samplers. The default keeps nothing."""
 
     def init(self, rows: int, num_envs: int):
         """Returns what the sampler keeps, for an empty ring of `rows` rows of N games."""
@@ -29,6 +28,25 @@ class Uniform:
 
     def draw(self, state, key, batch_size: int, stack: int, n_step: int):
         """Draws transitions, with replacement; returns row, game and weight of the loss of each, all [B]."""
+        raise NotImplementedError
+
+    def update(self, priorities, index, items):
+        """Returns what it keeps after an update.
+
+        Args:
+          priorities: what it kept before.
+          index: the leaves row * N + game of the transitions of the update [B].
+          items: loss, excess_loss and td_error of each [B].
+        """
+        del index, items
+        return priorities
+
+
+@dataclasses.dataclass(frozen=True)
+class Uniform(Sampler):
+    """Draws every transition with the same probability."""
+
+    def draw(self, state, key, batch_size, stack, n_step):
         rows, num_envs = state.steps.first.shape
         lowest = jnp.maximum(state.size + stack - 1 - rows, 0)  # of those before it, frames are lost
         highest = state.size - n_step - 1  # exclusive: s_t and the row that holds a_t must exist
@@ -47,14 +65,9 @@ class Uniform:
         _, row, game, _ = jax.lax.while_loop(lambda carry: ~jnp.all(carry[3]), draw, carry)
         return row, game, jnp.ones(batch_size, jnp.float32)
 
-    def update(self, priorities, index, items):
-        """Returns what it keeps after an update on the transitions at index [B], with the losses etc. in `items`."""
-        del index, items
-        return priorities
-
 
 @dataclasses.dataclass(frozen=True)
-class Prioritized:
+class Prioritized(Sampler):
     """Proportional prioritised replay (Schaul et al. 2016, https://arxiv.org/abs/1511.05952) as in Dopamine's Rainbow.
 
     A transition is drawn with a probability proportional to its priority. The priority is used as it is: its square
@@ -63,10 +76,9 @@ class Prioritized:
 
     Args:
       priority: 'sqrt_loss' is sqrt(loss + 1e-10), Dopamine's. With a cross-entropy the loss cannot fall below the
-        target's entropy, which for HL-Gauss is 1.2 nats everywhere and flattens the priorities; 'sqrt_kl' takes the
-        loss without that floor, the Kullback-Leibler divergence, which has the same gradient. 'abs_td' takes the
-        squared TD error in units of the return, which compares between heads. For squared errors all three are the
-        same, |TD error|.
+        target's entropy, which for HL-Gauss is about 1.2 nats and flattens the priorities; 'sqrt_kl' takes the loss
+        without that floor, the Kullback-Leibler divergence, which has the same gradient. 'abs_td' is the absolute TD
+        error in units of the return, comparable between heads. For squared errors all three are the same.
       beta: exponent of the correction for drawing with unequal probabilities; 0 does not correct, 1 does fully.
     """
 
@@ -79,12 +91,12 @@ class Prioritized:
         if not 0 <= self.beta <= 1:
             raise ValueError(f"Prioritized.beta lies in [0, 1]; got {self.beta}.")
 
-    def init(self, rows: int, num_envs: int):
+    def init(self, rows, num_envs):
         """Makes an empty tree, whose leaf row * N + game is the transition from there, and the first priority."""
         return {"tree": sum_tree.init(rows * num_envs), "largest": jnp.float32(1)}
 
-    def add(self, state, stack: int, n_step: int):
-        """Gives the transitions that the newest row completes the largest priority, and those that it cuts off zero."""
+    def add(self, state, stack, n_step):
+        """Sets the largest priority for what the newest row completes, and 0 for those whose frame it has replaced."""
         tree, largest = state.priorities["tree"], state.priorities["largest"]
         rows, num_envs = state.steps.first.shape
         newest = state.head - 1
@@ -96,8 +108,7 @@ class Prioritized:
         weight = jnp.stack([jnp.where(valid, largest, 0.0), jnp.zeros(num_envs)])
         return {"tree": sum_tree.update(tree, index.reshape(-1), weight.reshape(-1)), "largest": largest}
 
-    def draw(self, state, key, batch_size: int, stack: int, n_step: int):
-        """Draws transitions, with replacement; returns row, game and weight of the loss of each, all [B]."""
+    def draw(self, state, key, batch_size, stack, n_step):
         del stack, n_step  # minded by `add`
         index, probability = sum_tree.sample(state.priorities["tree"], key, batch_size)
         weight = (probability + 1e-10) ** -self.beta
@@ -105,7 +116,6 @@ class Prioritized:
         return row, game, weight / jnp.max(weight)
 
     def update(self, priorities, index, items):
-        """Sets the priorities of the transitions at index [B]; `items` has loss, excess_loss and td_error, each [B]."""
         squared = {
             "sqrt_loss": items["loss"],
             "sqrt_kl": items["excess_loss"],

@@ -79,8 +79,9 @@ def gin_files(args) -> list[str]:
     files = []
     for folder, (name, default) in folders.items():
         named = [config.shipped(folder, name)] if name else []
-        named += [file for file in args.gin_files if config.folder(file) == folder and file not in named]
-        if len(named) > 1 and default:
+        named += [file for file in args.gin_files if config.folder(file) == folder]
+        named = list({config.resolve(file): file for file in named}.values())
+        if len(named) > 1:
             raise config.ConfigError(f"More than one of configs/{folder} is named: {', '.join(named)}. Keep one.")
         files += named or ([config.shipped(folder, default)] if default else [])
     return [config.BASE, *files, *(file for file in args.gin_files if config.folder(file) not in folders)]

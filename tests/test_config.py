@@ -50,6 +50,7 @@ TORSOS = {
     "mlp": torsos.MLP,
     "impala_cnn": torsos.ImpalaCNN,
     "resnet": ResNet,
+    "soft_moe": SoftMoE,
 }
 
 
@@ -101,11 +102,17 @@ def test_every_composition_builds_and_comes_back_from_its_config_file(agent, hea
 
 @pytest.mark.parametrize("task", ["--game=MsPacman", "--env=CartPole-v1", MINATAR])
 @pytest.mark.parametrize("torso", names("torsos"))
-@pytest.mark.parametrize("preset", names("presets"))
-def test_every_torso_goes_with_every_task_and_preset(task, torso, preset, tmp_path):
+@pytest.mark.parametrize("agent", AGENTS)
+def test_every_torso_goes_with_every_agent_and_task(task, torso, agent, tmp_path):
     """Files later in the order replace parts that earlier files have bound."""
-    experiment, _ = load(task, f"--torso={torso}", f"--preset={preset}")
-    assert isinstance(experiment.network(num_actions=2, num_logits=1).torso, TORSOS[torso])
+    for preset in ("quick", "minatar"):
+        experiment, _ = load(task, f"--agent={agent}", f"--torso={torso}", f"--preset={preset}")
+        network = experiment.network(num_actions=2, num_logits=1)
+        assert isinstance(network.torso, TORSOS[torso])
+        # Full Rainbow explores by noise alone, whatever the presets say of epsilon.
+        noise = 0.1 if agent == "full_rainbow" else 0.0
+        assert network.noise == noise and (torso == "soft_moe" or network.torso.noise == noise)
+        assert [experiment.agent.epsilon(t, 100) > 0 for t in (0, 99, 100, 101, 10**6)] == [not noise] * 5
     assert isinstance(experiment.environment, Atari if "game" in task else Gymnasium)
     comes_back(experiment, tmp_path)
 
@@ -141,7 +148,7 @@ def test_paper(head):
         full_action_space=False,
     )
     agent = {"discount": 0.99, "n_step": 1, "double": False, "max_abs_reward": 1.0}
-    agent |= {"epsilon_train": 0.01, "epsilon_eval": 0.001, "epsilon_decay_steps": 250_000}
+    agent |= {"epsilon_initial": 1.0, "epsilon_train": 0.01, "epsilon_eval": 0.001, "epsilon_decay_steps": 250_000}
     assert dataclasses.asdict(experiment.agent) == agent
     schedule = {
         "num_envs": 1,
@@ -186,9 +193,10 @@ def test_rainbow_is_dopamines(agent, head):
         n_step=3,
         double=full,
         max_abs_reward=1.0,
+        epsilon_initial=0.0 if full else 1.0,
         epsilon_train=0.0 if full else 0.01,
         epsilon_eval=0.001,
-        epsilon_decay_steps=0 if full else 250_000,
+        epsilon_decay_steps=250_000,
     )
     assert experiment.replay == Replay(1_000_000, Prioritized("sqrt_loss", beta=0.5))
     assert (experiment.warmup_steps, experiment.replay_ratio, experiment.learner.batch_size) == (20_000, 0.25, 32)
@@ -209,6 +217,9 @@ def test_soft_moe_is_dqn_but_for_the_torso(head):
     assert isinstance(torso, SoftMoE) and isinstance(torso.encoder, torsos.ImpalaEncoder)
     assert (torso.num_experts, torso.hidden, torso.capacity, torso.normalize) == (8, 512, 1.0, False)
     assert (torso.encoder.channels, torso.encoder.width) == ((16, 32, 32), 1)
+    settings = {name: value for name, value in values().items() if name.split(".")[0] in ("SoftMoE", "ImpalaEncoder")}
+    load("--torso=soft_moe", f"--head={head}", "--preset=paper")  # the same torso for any agent
+    assert settings and settings.items() <= values().items()
 
 
 @pytest.mark.parametrize(
@@ -277,6 +288,21 @@ WRONG = {
     "no experts": (["--agent=soft_moe", *bind("SoftMoE.num_experts = 0")], r"num_experts must be positive; got 0"),
     "no channels": (["--torso=impala_cnn", *bind("ImpalaEncoder.width = 0")], r"ImpalaEncoder.width must be positive"),
     "depth": (["--torso=resnet", *bind("ResNet.depth = 20")], r"ResNet.depth is 20; allowed: 18, 34, 50, 101"),
+    "no channels at all": (
+        ["--torso=impala_cnn", *bind("ImpalaEncoder.channels = ()")],
+        r"ImpalaEncoder.channels must be positive numbers, one at least; got \(\)",
+    ),
+    "sampler by name": (bind("Replay.sampler = 'prioritized'"), r"Replay.sampler = 'prioritized' is of the wrong type"),
+    "sampler without parentheses": (bind("Replay.sampler = @samplers.Prioritized"), r"it takes a sampler, e.g."),
+    "epsilon": (bind("DQN.epsilon_initial = 1.5"), r"its three epsilons lie in \[0, 1\]"),
+    "two torsos": (
+        ["--torso=mlp", "--gin_files=configs/torsos/resnet.gin"],
+        r"More than one of configs/torsos is named: .*mlp.gin, .*resnet.gin",
+    ),
+    "two environments": (
+        [MINATAR, "--gin_files=configs/environments/gymnasium.gin"],
+        r"More than one of configs/environments is named",
+    ),
     "priority": (["--agent=rainbow", *bind("Prioritized.priority = 'td'")], r"'td'; allowed: 'sqrt_loss'"),
     "longer scope wins": (
         bind("variance_scaling.scale = 1.0", "KERNEL_INIT/variance_scaling.scale = 2.0"),
@@ -395,8 +421,14 @@ def test_named_files_replace_the_defaults():
     """`--gin_files` of a shipped head or preset leaves no trace of hl_gauss and fast."""
     args = train.parse_args(["--gin_files=configs/presets/paper.gin", "--gin_files=configs/heads/mse.gin"])
     stems = ["base", "dqn", "heads/mse", "presets/paper"]
-    named = [str(path.relative_to(config.CONFIGS)) for path in map(config._path, train.gin_files(args))]
+    named = [str(path.relative_to(config.CONFIGS)) for path in map(config.resolve, train.gin_files(args))]
     assert named == [f"{stem}.gin" for stem in stems]
+
+
+def test_a_file_named_twice_is_one():
+    """By its short form, and by its path."""
+    experiment, _ = load("--agent=rainbow", "--gin_files=configs/rainbow.gin", "--gin_files=configs/torsos/mlp.gin")
+    assert experiment.agent.n_step == 3
 
 
 def test_a_new_folder_of_configs(tmp_path, monkeypatch):

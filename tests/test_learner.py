@@ -167,6 +167,8 @@ def test_weight_zero_leaves_an_item_out():
     same, _, _ = update(state, mixed._replace(weight=jnp.float32([1, 1, 0, 0])))
     doubled, _, _ = update(state, batch._replace(weight=jnp.float32([2, 2, 0, 0])))
     assert_close(params_of(masked), params_of(same), rtol=0)
+    _, items, metrics = update(state, batch._replace(weight=jnp.float32([1, 3, 0, 0])))
+    assert float(metrics["loss"]) == pytest.approx(float(items["loss"][0] + 3 * items["loss"][1]) / 4, rel=1e-5)
     change = lambda new: jax.tree.map(np.subtract, params_of(new), params_of(state))
     assert_close(jax.tree.map(lambda x: 2 * x, change(masked)), change(doubled), atol=1e-6)
     assert norm(change(masked)) > 1e-3
@@ -328,6 +330,8 @@ def test_epsilon_is_dopamines():
     agent = DQN(epsilon_train=0.01, epsilon_decay_steps=250_000)
     for step in (0, 19_999, 20_000, 20_001, 145_000, 269_999, 270_000, 10**8):
         assert agent.epsilon(step, 20_000) == pytest.approx(dopamines_epsilon(250_000, step, 20_000, 0.01))
+        assert DQN(epsilon_initial=0.0, epsilon_train=0.0).epsilon(step, 20_000) == 0
+    assert DQN(epsilon_initial=0.5, epsilon_train=0.1, epsilon_decay_steps=100).epsilon(75, 50) == pytest.approx(0.4)
     golden = {0: 1.0, 20_000: 1.0, 145_000: 0.505, 270_000: 0.01, 10**8: 0.01}
     assert {step: agent.epsilon(step, 20_000) for step in golden} == pytest.approx(golden)
 

@@ -673,3 +673,8 @@ def test_training_does_not_load_tensorflow():
     code = f"import sys, scripts.train, scripts.evaluate; print(sorted({BANNED} & sys.modules.keys()))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_negative_noise_is_refused():
+    with pytest.raises(ValueError, match="must not be negative; got -0.5"):
+        QNetwork(3, 1, MLP(features=(4,)), noise=-0.5).init(jax.random.key(0), jnp.zeros((1, 1, 4)))

@@ -12,7 +12,7 @@ import pytest
 
 from networks.q_network import QNetwork
 from networks.soft_moe import SoftMoE
-from networks.torsos import ImpalaEncoder
+from networks.torsos import MLP, ImpalaEncoder
 
 with unittest.mock.patch("gin.configurable", lambda cls: cls):  # keep its names out of our gin registry
     from dopamine.labs.moes.architectures.softmoe import SoftMoE as DopaminesSoftMoE
@@ -306,3 +306,9 @@ def test_routing_is_initialised_as_dopamines():
     assert ours["phi"].shape == theirs["phi_weights"].shape == (32, 4, 31) and ours["scale"] == theirs["scalar"] == 1
     for phi in (ours["phi"], theirs["phi_weights"]):  # 3,968 weights, so that 5 % are four standard errors
         assert phi.std() == pytest.approx((32 * 4) ** -0.5, rel=0.05)
+
+
+def test_an_encoder_without_positions_is_refused():
+    """It would be one token, and one expert's work done by all."""
+    with pytest.raises(ValueError, match=r"must give positions \[B, h, w, c\].*MLP gives an array of shape \(1, 8\)"):
+        SoftMoE(encoder=MLP(features=(8,))).init(jax.random.key(0), jnp.zeros((1, 1, 4)))

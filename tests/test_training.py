@@ -41,7 +41,15 @@ def pong(run_dir, steps, *more):
     return [*flags, *(f"--gin_bindings={name} = {value}" for name, value in knobs.items()), *more]
 
 
-def catch(run_dir, head, steps, *more, agent="dqn"):
+SMALL = {
+    "mlp": {"MLP.features": (64,)},
+    "impala_cnn": {"ImpalaCNN.hidden": 16, "ImpalaEncoder.channels": (8,)},
+    "soft_moe": {"SoftMoE.num_experts": 2, "SoftMoE.hidden": 16, "ImpalaEncoder.channels": (8,)},
+    "resnet": {"ResNet.depth": 18, "ResNet.channels": 4, "ResNet.groups": 2, "ResNet.num_embeddings": 2},
+}
+
+
+def catch(run_dir, head, steps, *more, agent="dqn", torso="mlp"):
     rainbow = "rainbow" in agent
     knobs = {
         "DQN.epsilon_decay_steps": 1000,
@@ -50,10 +58,9 @@ def catch(run_dir, head, steps, *more, agent="dqn"):
         "rainbow/adam.learning_rate" if rainbow else "adam.learning_rate": 1e-3,
         "Experiment.replay_ratio": 0.5,
     }
-    small = {"SoftMoE.num_experts": 2, "SoftMoE.hidden": 16, "ImpalaEncoder.channels": (8,)}
-    knobs |= small if agent == "soft_moe" else {"MLP.features": (64,)}
+    knobs |= SMALL["soft_moe" if agent == "soft_moe" else torso]
     flags = ["--env=catch:Catch-v0", f"--agent={agent}", f"--head={head}", f"--run_dir={run_dir}", "--num_envs=4"]
-    flags += [f"--steps={steps}", "--eval_episodes=50"]
+    flags += [f"--steps={steps}", "--eval_episodes=50"] + ([f"--torso={torso}"] if torso != "mlp" else [])
     flags += ["--warmup_steps=200", "--replay_capacity=5000"]
     return [*flags, *(f"--gin_bindings={name} = {value}" for name, value in knobs.items()), *more]
 
@@ -251,10 +258,15 @@ def test_plots_runs(run_dir, tmp_path):
     assert (tmp_path / "curves.png").stat().st_size > 5000
 
 
-@pytest.mark.parametrize("overlap, number", [(True, signal.SIGTERM), (False, signal.SIGINT)])
-def test_interrupted_run_goes_on(tmp_path, overlap, number, monkeypatch):
+@pytest.mark.parametrize("overlap, number, agent", [(True, signal.SIGTERM, "rainbow"), (False, signal.SIGINT, "dqn")])
+def test_interrupted_run_goes_on(tmp_path, overlap, number, agent, monkeypatch):
     """A signal saves at the next step; the next start cuts the logs back to that and goes on."""
-    more = ["--torso=mlp", "--gin_bindings=MLP.features = (16,)", f"--gin_bindings=Experiment.overlap = {overlap}"]
+    more = [
+        f"--agent={agent}",
+        "--torso=mlp",
+        "--gin_bindings=MLP.features = (16,)",
+        f"--gin_bindings=Experiment.overlap = {overlap}",
+    ]
     command = pong(tmp_path / "run", 200, *more)
     write = logger.Logger.write
 
@@ -275,26 +287,46 @@ def test_interrupted_run_goes_on(tmp_path, overlap, number, monkeypatch):
     assert policy_updates(tmp_path / "run") == ((196 if overlap else 200) - 64) // 4
 
 
-@pytest.mark.parametrize(
-    "agent, head",
-    [(agent, head) for agent in ("dqn", "rainbow", "soft_moe") for head in HEADS] + [("full_rainbow", "hl_gauss")],
-)
-def test_every_agent_trains_with_every_head(tmp_path, agent, head):
+def last_metrics(run_dir):
+    """The last value of each metric."""
+    return {name: value for row in logger.read(run_dir) for name, value in row.items()}
+
+
+COMBINATIONS = [(agent, "mlp", head) for agent in ("dqn", "rainbow", "soft_moe") for head in HEADS]
+COMBINATIONS += [("dqn", "impala_cnn", head) for head in HEADS]
+COMBINATIONS += [
+    ("full_rainbow", "impala_cnn", "c51"),
+    ("rainbow", "soft_moe", "two_hot"),
+    ("dqn", "resnet", "hl_gauss"),
+]
+
+
+@pytest.mark.parametrize("agent, torso, head", COMBINATIONS)
+def test_every_agent_trains_with_every_head(tmp_path, agent, torso, head):
     """400 updates; what is particular to an agent shows in what it logs."""
-    diagnosed = (agent, head) == ("soft_moe", "hl_gauss")
-    more = ["--eval_episodes=1", f"--gin_bindings=Experiment.diagnose_every_steps = {500 if diagnosed else 10**6}"]
-    assert train.main(catch(tmp_path, head, 1000, *more, agent=agent)) == 0
+    knobs = {}
+    if agent == "rainbow":  # each kind of priority with two heads
+        knobs["Prioritized.priority"] = repr(["sqrt_loss", "sqrt_kl", "abs_td"][HEADS.index(head) % 3])
+    more = ["--eval_episodes=1", *(f"--gin_bindings={name} = {value}" for name, value in knobs.items())]
+    assert train.main(catch(tmp_path, head, 1000, *more, agent=agent, torso=torso)) == 0
     assert policy_updates(tmp_path) == 398  # those due one step of all games before the end
-    rows = logger.read(tmp_path)
-    metrics = {name: value for row in rows for name, value in row.items()}
+    metrics = last_metrics(tmp_path)
     assert all(np.isfinite(value) for value in metrics.values())
     assert (metrics["train/weight"] < 1) == ("rainbow" in agent)
-    load = [value for name, value in metrics.items() if name.startswith("features/expert_load_")]
-    assert len(load) == (2 if diagnosed else 0)
-    if diagnosed:
-        assert sum(load) == pytest.approx(1, abs=1e-4) and 0 < metrics["features/dispatch_entropy"] <= np.log(9)
+    assert metrics["train/epsilon"] == 0 if agent == "full_rainbow" else 0 < metrics["train/epsilon"] < 1
     if head in ("two_hot", "hl_gauss", "c51"):
-        assert 0 < metrics["train/excess_loss"] < metrics["train/loss"] / (0.3 if "rainbow" in agent else 1)
+        assert 0 < metrics["train/excess_loss"] < metrics["train/loss"]
+    else:
+        assert metrics["train/excess_loss"] == pytest.approx(metrics["train/loss"])
+
+
+def test_soft_moe_logs_the_load_of_its_experts(tmp_path):
+    knobs = ["--eval_episodes=1", "--gin_bindings=Experiment.diagnose_every_steps = 200"]
+    assert train.main(catch(tmp_path, "hl_gauss", 400, *knobs, agent="soft_moe")) == 0
+    metrics = last_metrics(tmp_path)
+    load = [value for name, value in metrics.items() if name.startswith("features/expert_load_")]
+    assert len(load) == 2 and min(load) > 0 and sum(load) == pytest.approx(1, abs=1e-4)
+    assert 0 < metrics["features/dispatch_entropy"] <= np.log(9)  # 3x3 positions
 
 
 LEARNERS = [("dqn", head) for head in HEADS] + [
