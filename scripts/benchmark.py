@@ -34,10 +34,12 @@ NETWORKS = {
     **{f"ResNet-{n}": ("resnet", [f"ResNet.depth = {n}"]) for n in (18, 34, 50, 101)},
 }
 EXPERTS = {f"SoftMoE-{n}": (None, [f"SoftMoE.num_experts = {n}"]) for n in (1, 2, 4, 8)}
+HEADS = ("mse", "huber", "mse_softmax", "two_hot", "hl_gauss", "c51")
 ROWS_OF_TABLE = [
-    *(("dqn", head, "NatureCNN, SAME") for head in ("mse", "huber", "mse_softmax", "two_hot", "hl_gauss", "c51")),
-    *(("dqn", head, network) for network in list(NETWORKS)[1:] for head in ("mse", "hl_gauss")),
-    *(("rainbow", head, "NatureCNN, SAME") for head in ("c51", "mse", "hl_gauss")),
+    *(("dqn", head, "NatureCNN, SAME") for head in HEADS),
+    *(("dqn", head, network) for network in list(NETWORKS)[1:6] for head in ("mse", "hl_gauss")),
+    *(("dqn", "hl_gauss", network) for network in list(NETWORKS)[6:]),
+    *(("rainbow", head, "NatureCNN, SAME") for head in ("mse", "hl_gauss", "c51")),
     ("full_rainbow", "c51", "NatureCNN, SAME"),
     *(("soft_moe", head, network) for network in EXPERTS for head in ("mse", "hl_gauss")),
 ]
@@ -70,8 +72,17 @@ def build(agent: str, head: str, network: str) -> Trainer:
     return trainer
 
 
-def measure(trainer: Trainer, repeats: int) -> dict[str, float]:
-    """Times the updates due after each step of all games; returns seconds to compile, and updates/s."""
+def measure(trainer: Trainer, repeats: int, seconds: float) -> dict[str, float]:
+    """Times the updates due after each step of all games, three times at least.
+
+    Args:
+      trainer: the trainer.
+      repeats: number of times.
+      seconds: when to stop earlier.
+
+    Returns:
+      Median, first and ninth decile of the updates/s; the seconds of the first call, which compiles; the repeats.
+    """
 
     def updates_per_second() -> float:
         before, started = trainer.updates, time.perf_counter()
@@ -83,8 +94,12 @@ def measure(trainer: Trainer, repeats: int) -> dict[str, float]:
     started = time.perf_counter()
     updates_per_second()
     compile_seconds = time.perf_counter() - started
-    low, median, high = np.quantile([updates_per_second() for _ in range(repeats)], [0.1, 0.5, 0.9])
-    return {"updates_per_second": median, "p10": low, "p90": high, "first_call_seconds": compile_seconds}
+    started, rates = time.perf_counter(), []
+    while len(rates) < repeats and (len(rates) < 3 or time.perf_counter() - started < seconds):
+        rates.append(updates_per_second())
+    low, median, high = np.quantile(rates, [0.1, 0.5, 0.9])
+    rates = {"updates_per_second": median, "p10": low, "p90": high, "repeats": len(rates)}
+    return {**rates, "first_call_seconds": compile_seconds}
 
 
 def matmul_gflops() -> float:
@@ -106,10 +121,13 @@ def main(argv=None) -> int:
     )
     parser.add_argument("--only", default="", help="rows whose name contains this, e.g. 'soft_moe hl_gauss'")
     parser.add_argument("--repeats", type=int, default=20, help="timed repeats of each row (default: 20)")
+    parser.add_argument("--seconds", type=float, default=15, help="fewer repeats after this time (default: 15)")
     parser.add_argument("--json", help="also write the results to this file")
     args = parser.parse_args(argv)
     if args.repeats < 1:
         parser.error("--repeats must be positive")
+    if args.json and not Path(args.json).resolve().parent.is_dir():
+        parser.error(f"--json: there is no directory {Path(args.json).parent}")
     rows = [row for row in ROWS_OF_TABLE if args.only in " ".join(row)]
     if not rows:
         parser.error(f"no row contains {args.only!r}; a name is e.g. {' '.join(ROWS_OF_TABLE[0])!r}")
@@ -124,7 +142,7 @@ def main(argv=None) -> int:
     for agent, head, network in rows:
         trainer = build(agent, head, network)
         row = {"agent": agent, "head": head, "network": network, "parameters": trainer.num_parameters}
-        row |= measure(trainer, args.repeats)
+        row |= measure(trainer, args.repeats, args.seconds)
         print(
             "| {agent} | {head} | {network} | {parameters:,} | {updates_per_second:.1f} ({p10:.1f} - {p90:.1f}) | "
             "{first_call_seconds:.0f} s |".format(**row),

@@ -14,7 +14,10 @@ def test_a_row_of_the_table(tmp_path, capsys):
     assert "| dqn | mse | NatureCNN, VALID | 1,693,362 |" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("argv, message", [(["--only=nope"], "no row contains 'nope'"), (["--repeats=0"], "positive")])
+@pytest.mark.parametrize(
+    "argv, message",
+    [(["--only=nope"], "no row contains 'nope'"), (["--repeats=0"], "positive"), (["--json=no/x"], "no directory")],
+)
 def test_bad_input(argv, message, capsys):
     with pytest.raises(SystemExit) as exit_:
         benchmark.main(argv)
