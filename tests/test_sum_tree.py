@@ -245,15 +245,22 @@ def test_sample_frequencies():
     assert np.sum((counts - expected) ** 2 / expected) <= freedom + 6 * np.sqrt(2 * freedom)
 
 
+def filled_alike(rng, num_leaves, updates, weights):
+    """Our tree and Dopamine's after the same random updates; `weights(n)` draws those of one."""
+    tree, oracle = sum_tree.init(num_leaves), DopaminesSumTree(num_leaves)
+    for _ in range(updates):
+        index = distinct(rng, num_leaves)
+        weight = weights(len(index)).astype(np.float32)
+        tree = update(tree, index, weight)
+        oracle.set(index, weight.astype(np.float64))
+    return tree, oracle
+
+
 @NUM_LEAVES
 def test_float_weights_agree_with_dopamines(num_leaves):
     rng = np.random.default_rng([1, num_leaves])
-    tree, oracle = sum_tree.init(num_leaves), DopaminesSumTree(num_leaves)
-    for _ in range(100):
-        index = distinct(rng, num_leaves)
-        weight = np.where(rng.random(len(index)) < 0.1, 0, heavy_tailed(rng, len(index))).astype(np.float32)
-        tree = update(tree, index, weight)
-        oracle.set(index, weight.astype(np.float64))
+    weights = lambda n: np.where(rng.random(n) < 0.1, 0, heavy_tailed(rng, n))
+    tree, oracle = filled_alike(rng, num_leaves, 100, weights)
     tree, last = update(tree, np.array([num_leaves - 1]), np.float32([0.7])), np.array([num_leaves - 1])
     oracle.set(last, np.float32([0.7]).astype(np.float64))
     # Its sums have taken on rounding errors, of float64; its leaves have none.
@@ -266,13 +273,8 @@ def test_float_weights_agree_with_dopamines(num_leaves):
 @NUM_LEAVES
 def test_integer_targets_find_the_leaves_that_dopamines_finds(num_leaves):
     rng = np.random.default_rng([2, num_leaves])
-    tree, oracle = sum_tree.init(num_leaves), DopaminesSumTree(num_leaves)
-    for _ in range(60):
-        index = distinct(rng, num_leaves)
-        weight = rng.choice([0, 1, 2, 9], size=len(index)).astype(np.float32)
-        weight[-1] = 2
-        tree = update(tree, index, weight)
-        oracle.set(index, weight.astype(np.float64))
+    weights = lambda n: np.append(rng.choice([0, 1, 2, 9], size=n - 1), 2)
+    tree, oracle = filled_alike(rng, num_leaves, 60, weights)
     assert np.sum(tree.sums) == oracle.root > 0
     targets = np.arange(oracle.root)
     np.testing.assert_array_equal(find(tree, targets), oracle.query(targets))
