@@ -11,7 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from networks.layers import check_positive, dense
+from networks.layers import check_positive, dense, max_pool
 
 xavier_uniform = nn.initializers.xavier_uniform()
 
@@ -92,7 +92,7 @@ class ImpalaEncoder(nn.Module):
         x = to_image(observation, dtype)
         for channels in self.channels:
             x = conv(channels * self.width, kernel_init=self.kernel_init)(x)
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
+            x = max_pool(x)
             for _ in range(2):
                 y = conv(x.shape[-1])(nn.relu(x))
                 x = x + conv(x.shape[-1])(nn.relu(y))

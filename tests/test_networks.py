@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from networks import resnet
-from networks.layers import NoisyDense, dense
+from networks.layers import NoisyDense, dense, max_pool
 from networks.q_network import QNetwork
 from networks.resnet import ResNet
 from networks.soft_moe import SoftMoE
@@ -228,6 +228,22 @@ def naive_impala(params, x, num_stacks):
         for _ in range(2):
             x = x + conv(relu(conv(relu(x))))
     return relu(x)
+
+
+@pytest.mark.parametrize("height, width", [(6, 7), (5, 4)])
+def test_max_pool_and_its_gradient_equal_flax(height, width):
+    """Where nothing is tied; the gradient of a tie is shared, none of it is lost."""
+    random = np.random.default_rng(0)
+    x = random.permutation(2 * height * width * 3).reshape(2, height, width, 3).astype(np.float32)
+    windows = lambda x: nn.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
+    y, flax_gradient = jax.vjp(windows, x)
+    mine, gradient = jax.vjp(max_pool, x)
+    np.testing.assert_array_equal(mine, y)
+    weights = random.normal(size=y.shape).astype(np.float32)
+    np.testing.assert_allclose(gradient(weights)[0], flax_gradient(weights)[0], atol=1e-6)
+    ties, gradient = jax.vjp(max_pool, np.zeros_like(x))
+    assert (ties == 0).all()
+    np.testing.assert_allclose(gradient(weights)[0].sum((1, 2)), weights.sum((1, 2)), atol=1e-5)
 
 
 @pytest.mark.parametrize("height, width", [(6, 7), (5, 4)])
