@@ -20,6 +20,11 @@ import os
 import sys
 from pathlib import Path
 
+from agents import launch
+
+if __name__ == "__main__":
+    launch.prepare()
+
 import gin
 
 from agents import config, run_directory

@@ -1,0 +1,30 @@
+"""Scripts start themselves again with the environment that makes updates fast; what the user has set stays."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from agents.launch import SETTINGS
+
+SCRIPT = """
+import json, os, sys
+from agents import launch
+launch.prepare()
+from agents.launch import SETTINGS
+print(json.dumps([sys.argv[1:], sys.flags.utf8_mode, {name: os.environ.get(name) for name in SETTINGS}]))
+"""
+
+
+@pytest.mark.parametrize("own", [{}, {"XLA_FLAGS": ""}, {"GLIBC_TUNABLES": "glibc.malloc.check=0"}])
+@pytest.mark.skipif(sys.platform != "linux", reason="the settings are for Linux")
+def test_missing_settings_are_added_and_all_else_is_kept(own, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    environment = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+    environment["PYTHONPATH"] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    command = [sys.executable, "-X", "utf8", script, "--flag", "two words"]
+    output = subprocess.run(command, env=environment | own, capture_output=True, text=True, check=True, timeout=60)
+    assert json.loads(output.stdout) == [["--flag", "two words"], 1, SETTINGS | own]
