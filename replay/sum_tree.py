@@ -44,7 +44,7 @@ def sample(tree: SumTree, key: jax.Array, n: int):
       Indices [n] int32 and their probabilities [n].
     """
     of_block, of_leaf = jax.random.uniform(key, (2, n))
-    block = search(jnp.broadcast_to(tree.sums, (n, len(tree.sums))), of_block)
+    block = search(tree.sums[None], of_block)
     leaves = tree.leaves[block]
     offset = search(leaves, of_leaf)
     weight = jnp.take_along_axis(leaves, offset[:, None], axis=1)[:, 0]
@@ -52,7 +52,7 @@ def sample(tree: SumTree, key: jax.Array, n: int):
 
 
 def search(weights, fraction):
-    """Finds, in each row of weights [n, m], where the running sum exceeds a fraction [n] in [0, 1) of the total.
+    """Finds, in each row of weights [n or 1, m], where the running sum exceeds a fraction [n] in [0, 1) of the total.
 
     Never returns an entry of weight 0, though sums in parallel are not quite monotone: such entries are left out.
     """

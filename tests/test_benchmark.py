@@ -1,22 +1,87 @@
 """The benchmark runs, and writes what it prints; its figures are not tested."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
+import jax
 import pytest
 
+from benchmarks import parts, training, updates
 from scripts import benchmark
 
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts/benchmark.py"
+FAST = ["--repeats=2", "--seconds=0"]
 
-def test_a_row_of_the_table(tmp_path, capsys):
-    assert benchmark.main(["--only=dqn mse NatureCNN, VALID", "--repeats=2", f"--json={tmp_path / 'out.json'}"]) == 0
-    (row,) = json.loads((tmp_path / "out.json").read_text())["updates"]
-    assert row["parameters"] == 1_693_362 and 0 < row["p10"] <= row["updates_per_second"] <= row["p90"]
-    assert "| dqn | mse | NatureCNN, VALID | 1,693,362 |" in capsys.readouterr().out
+
+def measured(value):
+    return 0 < value["p10"] <= value["median"] <= value["p90"]
+
+
+def test_a_row_of_the_updates(tmp_path, capsys):
+    output = tmp_path / "out.json"
+    assert benchmark.main(["updates", "--only=dqn mse NatureCNN, VALID", *FAST, f"--json={output}"]) == 0
+    (row,) = json.loads(output.read_text())["updates"]
+    assert row["parameters"] == 1_693_362 and measured(row["updates/s"]) and row["compile s"] > 0
+    # Products of the layers' sizes: two forward passes, and a gradient that counts as two more.
+    outputs = [
+        (20 * 20, 8 * 8 * 4 * 32),
+        (9 * 9, 4 * 4 * 32 * 64),
+        (7 * 7, 3 * 3 * 64 * 64),
+        (1, 3136 * 512),
+        (1, 512 * 18),
+    ]
+    products = [2 * 32 * positions * weights / 1e9 for positions, weights in outputs]
+    assert 0.9 < row["GFLOP"] / (4 * sum(products) - products[0]) < 1.2  # nobody needs the gradient of the frames
+    assert "| dqn | mse | NatureCNN, VALID | 32 | 1,693,362 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("sampler", ["uniform", "prioritised"])
+def test_the_replay_is_measured(sampler):
+    row = parts.replay(sampler, 1_000, 3, 0)
+    assert measured(row["add ms"]) and measured(row["sample ms"])
+    assert 84 * 84 < row["bytes/transition"] < 84 * 84 + 32
+
+
+def test_games_and_acting_are_measured():
+    assert measured(parts.games("Pong", 2, 3, 0)) and measured(parts.acting("NatureCNN, VALID", 2, 3, 0))
+
+
+def test_the_limit():
+    """1/(1/1000 + 1/1000 + 1/(4*125)) where they share the cores; else the games or the learner."""
+    assert training.limit(125, 1000, 1000, shared=True) == 250
+    assert training.limit(125, 1000, 1000, shared=False) == 500
+    assert training.limit(125, 400, 1000, shared=False) == 400
+
+
+def test_a_step_as_in_training_changes_parameters_and_priorities():
+    call = updates.step("rainbow", "c51", "Experiment.warmup_steps = 20")
+    before, after = (jax.device_get(call()) for _ in range(2))  # the first call's arrays are donated to the second
+    changed = jax.tree.map(lambda a, b: (a != b).any(), before, after)
+    assert all(jax.tree.leaves(changed[0])) and changed[1]["tree"].sums
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", [["training", "start"], ["--against=serial"], ["--against=dopamine"]])
+def test_whole_runs(what, tmp_path):
+    """Several minutes; the last installs Dopamine."""
+    command = [sys.executable, SCRIPT, *what, *FAST, "--turns=1", "--points=1", f"--json={tmp_path / 'out.json'}"]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=1800)
+    result = json.loads((tmp_path / "out.json").read_text())
+    for row in result[what[0].removeprefix("--against=")]:
+        assert measured(row["steps/s"]) and row["peak GB"] > 0.1
 
 
 @pytest.mark.parametrize(
     "argv, message",
-    [(["--only=nope"], "no row contains 'nope'"), (["--repeats=0"], "positive"), (["--json=no/x"], "no directory")],
+    [
+        (["--only=nope"], "no row contains 'nope'"),
+        (["--repeats=0"], "positive"),
+        (["--json=no/x"], "no directory"),
+        (["speed"], "unknown section 'speed'"),
+        (["updates", "--against=serial"], "takes no sections"),
+    ],
 )
 def test_bad_input(argv, message, capsys):
     with pytest.raises(SystemExit) as exit_:

@@ -1,0 +1,1 @@
+"""What `scripts/benchmark.py` measures: compiled updates, the replay, the actors, and whole training processes."""

@@ -1,0 +1,117 @@
+"""What surrounds the update: the replay at its real size, acting, and the games alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import jax
+import numpy as np
+
+from agents.environments import Atari
+from benchmarks.timing import seconds_of, summary
+from benchmarks.updates import build, compiled
+from replay.ring import Replay, TimeStep
+from replay.samplers import Prioritized, Uniform
+
+NETWORKS = ("NatureCNN, SAME", "NatureCNN, VALID", "ImpalaCNN")
+GAMES, CAPACITIES = (1, 2, 4, 8, 16, 32, 64), (10_000, 100_000, 1_000_000)
+SAMPLERS = {"uniform": Uniform(), "prioritised": Prioritized()}
+
+
+def replay(sampler: str, capacity: int, repeats: int, seconds: float, num_envs: int = 8, batch_size: int = 32) -> dict:
+    """Fills a ring; returns what adding a step of all games, and sampling with new priorities, take.
+
+    Args:
+      sampler: a name in `SAMPLERS`.
+      capacity: transitions in the ring; all rows count as filled, their frames are zeros.
+      repeats, seconds: as of `seconds_of`.
+      num_envs: games.
+      batch_size: transitions per sample.
+    """
+    ring = Replay(capacity, SAMPLERS[sampler])
+    window = {"stack": 4, "n_step": 1}
+    add = jax.jit(partial(ring.add, **window), donate_argnums=0)
+    random = np.random.default_rng(0)
+    step = TimeStep(
+        action_tm1=random.integers(18, size=num_envs, dtype=np.int32),
+        r_t=np.zeros(num_envs, np.float32),
+        terminated=np.zeros(num_envs, bool),
+        first=np.zeros(num_envs, bool),
+        observation=random.integers(256, size=(num_envs, 84, 84), dtype=np.uint8),
+    )
+    state = ring.init(num_envs, (84, 84), np.uint8)
+    for _ in range(20):
+        state = add(state, step)
+    state = state._replace(size=jax.numpy.int32(ring.num_rows(num_envs)))  # old enough to be drawn from everywhere
+
+    def add_one():
+        nonlocal state
+        state = add(state, step)
+        return state.head
+
+    @partial(jax.jit, donate_argnums=0)
+    def draw(priorities, state, key):
+        batch, index = ring.sample(state._replace(priorities=priorities), key, batch_size, **window)
+        items = {name: batch.r_t + 1 for name in ("loss", "excess_loss", "td_error")}
+        return batch, ring.sampler.update(priorities, index, items)
+
+    keys = iter(jax.random.split(jax.random.key(0), repeats + 1))
+
+    def sample_one():
+        nonlocal state
+        batch, priorities = draw(state.priorities, state._replace(priorities=None), next(keys))
+        state = state._replace(priorities=priorities)
+        return batch
+
+    return {
+        "sampler": sampler,
+        "capacity": capacity,
+        "bytes/transition": ring.num_bytes(num_envs, (84, 84), np.uint8) // capacity,
+        "add ms": summary(1e3 * seconds_of(add_one, repeats, seconds)),
+        "sample ms": summary(1e3 * seconds_of(sample_one, repeats, seconds)),
+    }
+
+
+def acting(network: str, num_envs: int, repeats: int, seconds: float) -> dict[str, float]:
+    """Agent steps/s of choosing actions alone, with the observations' way to the device and the actions' back."""
+    trainer = build("dqn", "hl_gauss", network)
+    observation = np.random.default_rng(0).integers(256, size=(num_envs, 4, 84, 84), dtype=np.uint8)
+    key = jax.random.key(0)
+    act = lambda: np.asarray(trainer.act(trainer.state.params, observation, key, np.float32(0.01)))
+    return summary(num_envs / seconds_of(act, repeats, seconds))
+
+
+def games(game: str, num_envs: int, repeats: int, seconds: float) -> dict[str, float]:
+    """Agent steps/s of ALE alone with random actions; 50 steps of all games are one measurement."""
+    envs = Atari(game).make(num_envs)
+    envs.reset(seed=0)
+    actions = np.random.default_rng(0).integers(envs.single_action_space.n, size=(50, num_envs), dtype=np.int32)
+
+    def play():
+        for action in actions:
+            envs.send(action)
+            envs.recv()
+
+    rate = summary(actions.size / seconds_of(play, repeats, seconds))
+    envs.close()
+    return rate
+
+
+def replay_rows(args) -> Iterator[dict]:
+    """Times sampling and adding by sampler and capacity, and their share of DQN's update."""
+    update, _, _ = compiled(build("dqn", "mse", "NatureCNN, SAME"))
+    per_update = 1e3 * np.median(seconds_of(update, args.repeats, args.seconds))
+    for sampler in SAMPLERS:
+        for capacity in CAPACITIES:
+            result = replay(sampler, capacity, args.repeats, args.seconds)
+            milliseconds = result["sample ms"]["median"] + result["add ms"]["median"] / 2  # 8 games make 2 updates due
+            yield result | {"of an update": milliseconds / per_update}
+
+
+def actor_rows(args) -> Iterator[dict]:
+    """Times the games alone, and choosing actions, in agent steps/s."""
+    for number in GAMES:
+        ale = {game: games(game, number, args.repeats, args.seconds) for game in ("Pong", "Breakout")}
+        act = {name: acting(name, number, args.repeats, args.seconds) for name in NETWORKS}
+        yield {"games": number} | ale | act

@@ -1,0 +1,151 @@
+"""Whole training processes: their speed, memory and start, and the speed that their parts allow at best."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+from benchmarks import parts, updates
+from benchmarks.timing import seconds_of, summary
+
+TRAIN = Path(__file__).parents[1] / "train.py"
+LOG_EVERY, WARMUP = 400, 1_000  # agent steps
+
+
+class Worker:
+    """A training process that runs only while it has its turn: in between it is stopped by a signal.
+
+    Args:
+      name: for messages.
+      command: the command line.
+      progress: file to which the process appends an object of JSON with "speed/steps_per_second" every few seconds.
+      env: its environment.
+    """
+
+    def __init__(self, name: str, command: list[str], progress: Path, env: dict[str, str] | None = None):
+        self.name, self._progress, self.rates = name, progress, []
+        self._output = tempfile.TemporaryFile("w+")
+        options = {"stdout": self._output, "stderr": subprocess.STDOUT, "env": env or dict(os.environ)}
+        self._process = subprocess.Popen(command, start_new_session=True, **options)
+
+    def rows(self) -> list[dict]:
+        """The log points so far that have a speed."""
+        if self._process.poll() is not None:
+            self._output.seek(0)
+            raise RuntimeError(f"{self.name} has ended: {self._output.read()[-2000:]}")
+        lines = self._progress.read_text().splitlines(keepends=True) if self._progress.exists() else []
+        rows = [json.loads(line) for line in lines if line.endswith("\n")]
+        return [row for row in rows if "speed/steps_per_second" in row]
+
+    def wait_for(self, condition) -> list[dict]:
+        """Lets the process run until `condition(rows)` holds; returns the rows."""
+        while not condition(rows := self.rows()):
+            time.sleep(0.1)
+        return rows
+
+    def begin(self) -> None:
+        """Lets the process run until it has learned for a whole log point, and stops it."""
+        self.wait_for(lambda rows: sum("train/loss" in row for row in rows) > 1)
+        os.killpg(self._process.pid, signal.SIGSTOP)
+
+    def turn(self, points: int) -> None:
+        """Lets the process run for some log points and notes their speed; the one cut by the pause is left out."""
+        os.killpg(self._process.pid, signal.SIGCONT)
+        before = len(self.rows())
+        rows = self.wait_for(lambda rows: len(rows) > before + points)
+        os.killpg(self._process.pid, signal.SIGSTOP)
+        self.rates += [row["speed/steps_per_second"] for row in rows[before + 1 :]]
+
+    def peak_bytes(self) -> int:
+        """The most memory the process has held so far (Linux)."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+    def close(self) -> None:
+        """Ends the process."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._output.close()
+
+
+def ours(run_dir: Path, head: str, padding: str, *flags: str) -> Worker:
+    """Trains DQN on Pong: 8 games that run while the learner computes, a replay of 100,000."""
+    flags = ["--game=Pong", f"--head={head}", "--preset=fast", "--num_envs=8", f"--run_dir={run_dir}", *flags]
+    flags += ["--replay_capacity=100000", "--steps=100000000", f"--gin_bindings=NatureCNN.padding = {padding!r}"]
+    if not any("warmup" in flag for flag in flags):
+        flags += [f"--warmup_steps={WARMUP}", f"--gin_bindings=Experiment.log_every_steps = {LOG_EVERY}"]
+    return Worker(f"training with {head}, {padding}", [sys.executable, str(TRAIN), *flags], run_dir / "metrics.jsonl")
+
+
+def race(workers: list[Worker], turns: int, points: int) -> None:
+    """Gives each worker its turns, one after the other, so that all see the same weather of the machine."""
+    for worker in workers:
+        worker.begin()
+    for _ in range(turns):
+        for worker in workers:
+            worker.turn(points)
+
+
+def results(workers: list[Worker]) -> dict[str, dict]:
+    """Agent steps/s and peak memory of each worker."""
+    return {w.name: {"steps/s": summary(w.rates), "peak GB": w.peak_bytes() / 1e9} for w in workers}
+
+
+def limit(updates: float, ale: float, acting: float, shared: bool) -> float:
+    """Agent steps/s that the parts allow, at an update every four steps.
+
+    Args:
+      updates: updates/s alone.
+      ale, acting: agent steps/s of the games and of choosing actions, each alone.
+      shared: whether games and learner share the cores, and their times add up; else the slower one decides.
+    """
+    return 1 / (1 / ale + 1 / acting + 1 / (4 * updates)) if shared else min(ale, 4 * updates)
+
+
+def rows(args, head: str = "hl_gauss") -> Iterator[dict]:
+    """Times whole runs, and compares with what their parts allow; by turns, since the machine's speed drifts."""
+    for padding in ("SAME", "VALID"):
+        network, rates = f"NatureCNN, {padding}", {"updates/s": [], "ALE": [], "acting": []}
+        update, _, _ = updates.compiled(updates.build("dqn", head, network, full_action_space=False))
+        with tempfile.TemporaryDirectory() as directory:
+            with contextlib.closing(ours(Path(directory, "run"), head, padding)) as worker:
+                worker.begin()
+                for _ in range(args.turns):
+                    times = seconds_of(update, args.repeats, args.seconds)
+                    rates["updates/s"].append(1 / float(statistics.median(times)))
+                    rates["ALE"].append(parts.games("Pong", 8, args.repeats, args.seconds)["median"])
+                    rates["acting"].append(parts.acting(network, 8, args.repeats, args.seconds)["median"])
+                    worker.turn(args.points)
+                ((_, whole),) = results([worker]).items()
+        rates = {name: summary(values) for name, values in rates.items()}
+        best = limit(*(rate["median"] for rate in rates.values()), shared=jax.default_backend() == "cpu")
+        achieved = {"fraction_of_limit": whole["steps/s"]["median"] / best}
+        yield {"padding": padding} | rates | {"limit": best} | whole | achieved
+
+
+def start_rows(args) -> Iterator[dict]:
+    """Times the imports, and a training command until its first update is logged, without a warm-up worth the name."""
+    imports, starts = [], []
+    for _ in range(min(args.repeats, 5)):
+        begun = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import agents.loop, agents.experiment, agents.environments"], check=True)
+        imports.append(time.perf_counter() - begun)
+        with tempfile.TemporaryDirectory() as directory:
+            flags = ["--warmup_steps=56", "--gin_bindings=Experiment.log_every_steps = 8"]
+            begun = time.perf_counter()
+            with contextlib.closing(ours(Path(directory, "run"), "hl_gauss", "SAME", *flags)) as worker:
+                worker.wait_for(lambda rows: any("train/loss" in row for row in rows))
+                starts.append(time.perf_counter() - begun)
+    yield {"imports s": summary(imports), "command to first update s": summary(starts)}

@@ -1,0 +1,133 @@
+"""The compiled update of agents, heads and networks, alone: one batch, no replay, no games."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from agents import config
+from agents.learner import make_update
+from agents.trainer import Trainer
+from benchmarks.timing import by_turns, matmul_gflops, seconds_of, summary
+from replay.ring import TimeStep, Transition
+
+# Each network: a file of configs/torsos/, if it is not the agent's own, and bindings.
+NETWORKS = {
+    "NatureCNN, SAME": (None, []),
+    "NatureCNN, VALID": (None, ["NatureCNN.padding = 'VALID'"]),
+    "ImpalaCNN": ("impala_cnn", []),
+    **{f"ImpalaCNN, dense x{n}": ("impala_cnn", [f"ImpalaCNN.hidden = {512 * n}"]) for n in (2, 4, 8)},
+    **{f"ResNet-{n}": ("resnet", [f"ResNet.depth = {n}"]) for n in (18, 34, 50, 101)},
+    **{f"SoftMoE-{n}": (None, [f"SoftMoE.num_experts = {n}"]) for n in (1, 2, 4, 8)},
+    **{f"ImpalaCNN, width x{n}": ("impala_cnn", [f"ImpalaEncoder.width = {n}"]) for n in (2, 4)},
+}
+HEADS = ("mse", "huber", "mse_softmax", "two_hot", "hl_gauss", "c51")
+WIDENED = [f"ImpalaCNN, dense x{n}" for n in (2, 4, 8)]
+# Agent, head, network, batch.
+UPDATES = [
+    *(("dqn", head, "NatureCNN, SAME", 32) for head in HEADS),
+    *(("dqn", head, network, 32) for network in ("NatureCNN, VALID", "ImpalaCNN") for head in ("mse", "hl_gauss")),
+    *(("dqn", "hl_gauss", network, 32) for network in WIDENED),
+    *(("dqn", "hl_gauss", f"ResNet-{n}", 32) for n in (18, 34, 50, 101)),
+    *(("rainbow", head, "NatureCNN, SAME", 32) for head in ("mse", "hl_gauss", "c51")),
+    ("full_rainbow", "c51", "NatureCNN, SAME", 32),
+    *(("soft_moe", head, "SoftMoE-8", 32) for head in ("mse", "hl_gauss")),
+]
+GROWTH = [
+    *(("dqn", "hl_gauss", "NatureCNN, VALID", batch) for batch in (32, 64, 128, 256, 512)),
+    *(("dqn", "hl_gauss", network, 32) for network in ("ImpalaCNN", "ImpalaCNN, width x2", "ImpalaCNN, width x4")),
+    *(("soft_moe", "hl_gauss", f"SoftMoE-{n}", 32) for n in (1, 2, 4, 8)),
+]
+
+
+def build(agent: str, head: str, network: str, *bindings: str, full_action_space: bool = True) -> Trainer:
+    """Builds a trainer for Pong with one game and a replay of 20,000, which is not allocated yet."""
+    torso, of_network = NETWORKS[network]
+    files = [config.BASE, config.shipped(".", agent), config.shipped("heads", head)]
+    files += [config.shipped("torsos", torso)] if torso else []
+    lines = [f"Atari.full_action_space = {full_action_space}", "Replay.capacity = 20_000", *of_network, *bindings]
+    return Trainer(config.load(files, lines)[0])
+
+
+def random_batch(trainer: Trainer, size: int) -> Transition:
+    """Makes a batch of random frames on the device."""
+    random = np.random.default_rng(0)
+    frames = lambda: random.integers(256, size=(size, 4, 84, 84), dtype=np.uint8)
+    actions = lambda: random.integers(18, size=size, dtype=np.int32)
+    rewards, ones = random.integers(-1, 2, size).astype(np.float32), np.ones(size, np.float32)
+    discounts = np.float32(trainer.experiment.agent.discount) * ones
+    return jax.device_put(Transition(frames(), actions(), rewards, discounts, frames(), actions(), ones))
+
+
+def compiled(trainer: Trainer, batch_size: int = 32):
+    """Compiles the update; returns what makes one on a random batch, its GFLOP, and the seconds of compilation."""
+    x = trainer.experiment
+    update = make_update(x.learner, x.agent, trainer.network, x.head, x.replay_ratio)
+    batch, state = random_batch(trainer, batch_size), trainer.state
+    started = time.perf_counter()
+    lowered = jax.jit(update, donate_argnums=0).lower(state, batch)
+    compiled = lowered.compile()
+    compile_seconds = time.perf_counter() - started
+
+    def call():
+        nonlocal state
+        state, items, metrics = compiled(state, batch)
+        return state, items, metrics
+
+    return call, lowered.cost_analysis()["flops"] / 1e9, compile_seconds
+
+
+def rows(wanted, args) -> Iterator[dict]:
+    """Times the updates of agents, heads and networks, and compares their arithmetic with a matrix product's."""
+    for agent, head, network, batch in wanted:
+        if args.only not in f"{agent} {head} {network} {batch}":
+            continue
+        trainer = build(agent, head, network)
+        parameters = trainer.num_parameters
+        call, gflop, compile_seconds = compiled(trainer, batch)
+        rates = summary(1 / seconds_of(call, args.repeats, args.seconds))
+        gflops, matmul = gflop * rates["median"], matmul_gflops()
+        what = {"agent": agent, "head": head, "network": network, "batch": batch, "parameters": parameters}
+        speed = {"updates/s": rates, "GFLOP": gflop, "GFLOP/s": gflops, "of matmul": gflops / matmul}
+        yield what | speed | {"compile s": compile_seconds}
+
+
+def step(agent: str, head: str, *bindings: str):
+    """Makes a function that makes one update as in training: sampled from a filled replay, with new priorities."""
+    trainer = build(agent, head, "NatureCNN, SAME", *bindings)
+    random, games = np.random.default_rng(0), trainer.experiment.num_envs
+    trainer.allocate_replay()
+    while trainer.agent_steps < trainer.experiment.warmup_steps:
+        trainer.add(
+            TimeStep(
+                action_tm1=random.integers(18, size=games, dtype=np.int32),
+                r_t=random.integers(-1, 2, games).astype(np.float32),
+                terminated=np.zeros(games, bool),
+                first=np.zeros(games, bool),
+                observation=random.integers(256, size=(games, 84, 84), dtype=np.uint8),
+            )
+        )
+
+    def call():
+        trainer.agent_steps += 4
+        trainer.learn()
+        return trainer.state.params, trainer.replay_state.priorities
+
+    return call
+
+
+def ratio_rows(args) -> Iterator[dict]:
+    """Times, by turns, what a head and prioritised replay cost; `of the first` is the median of the rounds' ratios."""
+    uniform = "Replay.sampler = @samplers.Uniform()"
+    contests = [
+        {f"update, {head}": compiled(build("dqn", head, "NatureCNN, SAME"))[0] for head in HEADS},
+        {f"step of Rainbow, {n}": step("rainbow", "c51", *b) for n, b in (("uniform", [uniform]), ("prioritised", []))},
+    ]
+    for calls in contests:
+        times = by_turns(calls, args.repeats, args.seconds)
+        first = next(iter(times.values()))
+        for name, seconds in times.items():
+            yield {"what": name, "per s": summary(1 / seconds), "time, of the first": summary(seconds / first)}
