@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax.traverse_util import flatten_dict
+from jax.sharding import NamedSharding, PartitionSpec
 
 
 class TrainState(NamedTuple):
@@ -34,12 +36,14 @@ class Learner:
       batch_size: transitions per update.
       target_period_steps: agent steps between copies of the parameters to the target network.
       max_grad_norm: clips the gradient to this global norm; None does not.
+      num_devices: devices of this host that share each batch; the replay lies on the first of them.
     """
 
     optimizer: optax.GradientTransformation
     batch_size: int = 32
     target_period_steps: int = 8_000
     max_grad_norm: float | None = None
+    num_devices: int = 1
 
     def __post_init__(self):
         if self.batch_size < 1 or self.target_period_steps < 1:
@@ -47,6 +51,22 @@ class Learner:
                 f"Learner.batch_size and .target_period_steps must be positive; got {self.batch_size} and "
                 f"{self.target_period_steps}."
             )
+        if self.num_devices < 1 or self.batch_size % self.num_devices:
+            raise ValueError(
+                f"Learner.batch_size is {self.batch_size}; {self.num_devices} devices cannot share it equally. "
+                "Pass another --mesh data=N."
+            )
+
+    def mesh(self) -> jax.sharding.Mesh | None:
+        """The devices that share each batch, along the axis "data"; None for one device.
+
+        Raises:
+          ValueError: if the host has fewer.
+        """
+        devices = jax.devices()
+        if self.num_devices > len(devices):
+            raise ValueError(f"--mesh data={self.num_devices} asks for more devices than there are: {len(devices)}.")
+        return jax.sharding.Mesh(np.array(devices[: self.num_devices]), "data") if self.num_devices > 1 else None
 
     def transformation(self) -> optax.GradientTransformation:
         """The optimizer, after gradient clipping if there is any."""
@@ -99,7 +119,17 @@ def make_update(learner: Learner, agent, network, head, replay_ratio: float):
     return update
 
 
-def make_step(update, sample, update_priorities, num_updates: int):
+def spread(mesh: jax.sharding.Mesh, tree):
+    """Copies arrays to every device of a mesh."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def gather(mesh: jax.sharding.Mesh, tree):
+    """Brings arrays to the first device of a mesh."""
+    return jax.device_put(tree, mesh.devices.flat[0])
+
+
+def make_step(update, sample, update_priorities, num_updates: int, mesh: jax.sharding.Mesh | None = None):
     """Returns `step(state, replay_state, sums) -> (state, replay_state, sums)`, compiled.
 
     It runs num_updates times sample, update, and the new priorities. `state` and the priorities are donated. `sums` is
@@ -111,6 +141,7 @@ def make_step(update, sample, update_priorities, num_updates: int):
       sample: `sample(replay_state, key) -> (batch, index)`.
       update_priorities: `update_priorities(priorities, index, items) -> priorities`.
       num_updates: K.
+      mesh: devices that share each batch. The state is then on all of them (`spread`), the replay on the first one.
     """
 
     def one(state, priorities, ring):  # `ring` is the replay's state but for the priorities: frames are never copied
@@ -129,8 +160,11 @@ def make_step(update, sample, update_priorities, num_updates: int):
         return state, priorities, jax.tree.map(jnp.sum, metrics)
 
     # XLA:CPU runs convolutions inside a loop 10 times slower, and a call costs it next to nothing.
-    in_calls = jax.default_backend() == "cpu"
-    compiled = jax.jit(one if in_calls else scan, donate_argnums=(0, 1))
+    in_calls = mesh is not None or jax.default_backend() == "cpu"
+    if mesh is not None:
+        compiled = _split(update, sample, update_priorities, mesh)
+    else:
+        compiled = jax.jit(one if in_calls else scan, donate_argnums=(0, 1))
     add = jax.jit(lambda sums, metrics: jax.tree.map(jnp.add, sums, metrics), donate_argnums=0)
 
     def step(state, replay_state, sums):
@@ -141,6 +175,24 @@ def make_step(update, sample, update_priorities, num_updates: int):
         return state, ring._replace(priorities=priorities), sums
 
     return step
+
+
+def _split(update, sample, update_priorities, mesh):
+    """`one` of `make_step` for a mesh: sampled on the first device, learned from on all, each its part of the batch."""
+    everywhere, parts = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+    split_key = jax.jit(jax.random.split)
+    draw = jax.jit(lambda priorities, ring, key: sample(ring._replace(priorities=priorities), key))
+    learn = jax.jit(update, donate_argnums=0, out_shardings=(everywhere, parts, everywhere))
+    prioritise = jax.jit(update_priorities, donate_argnums=0)
+
+    def one(state, priorities, ring):
+        key, sample_key = split_key(state.key)
+        batch, index = draw(priorities, ring, gather(mesh, sample_key))
+        state, items, metrics = learn(state._replace(key=key), jax.device_put(batch, parts))
+        priorities = prioritise(priorities, index, gather(mesh, items))
+        return state, priorities, {**metrics, "updates": spread(mesh, jnp.float32(1))}
+
+    return one
 
 
 def make_diagnose(agent, network, head, sample, num_batches: int):

@@ -50,7 +50,7 @@ def train(trainer: Trainer, run_dir, description: tuple[str, dict[str, str]], pr
         stop = evaluated = False
         while not stop:
             before = trainer.agent_steps
-            actor.send(trainer.state.params, trainer.epsilon)
+            actor.send(trainer.params, trainer.epsilon)
             if x.overlap:
                 trainer.learn()  # the updates due one step ago, while the games run
             step, episodes = actor.recv()

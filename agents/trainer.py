@@ -12,7 +12,7 @@ import psutil
 
 from agents import evaluation
 from agents.experiment import Experiment
-from agents.learner import make_diagnose, make_step, make_update
+from agents.learner import gather, make_diagnose, make_step, make_update, spread
 from replay.samplers import Uniform
 
 # The features are measured on 2,048 states as in Kumar et al. 2021; in batches, for the sake of memory.
@@ -36,21 +36,35 @@ class Trainer:
         self._stack, *self._shape = observation.shape[1:]
         self._dtype = observation.dtype
         check_memory(self.replay_bytes, x.replay.capacity)
+        self._mesh = x.learner.mesh()
 
         self.act = jax.jit(partial(x.agent.act, self.network, x.head), static_argnames="noise")
         window = {"stack": self._stack, "n_step": x.agent.n_step}
         rewards = {"discount": x.agent.discount, "max_abs_reward": x.agent.max_abs_reward}
         sample = partial(x.replay.sample, **window, **rewards, batch_size=x.learner.batch_size)
         update = make_update(x.learner, x.agent, self.network, x.head, x.replay_ratio)
-        self._step = make_step(update, sample, x.replay.sampler.update, x.updates_per_call)
+        self._step = make_step(update, sample, x.replay.sampler.update, x.updates_per_call, self._mesh)
         uniform = dataclasses.replace(x.replay, sampler=Uniform())  # features are measured on states drawn alike
         sample = partial(uniform.sample, **window, **rewards, batch_size=DIAGNOSE_BATCH_SIZE)
         self._diagnose = make_diagnose(x.agent, self.network, x.head, sample, DIAGNOSE_BATCHES)
         self._add = jax.jit(partial(x.replay.add, **window), donate_argnums=0)
 
-        self.state = jax.jit(partial(x.learner.init, self.network))(jax.random.key(x.seed), observation)
+        self._place(jax.jit(partial(x.learner.init, self.network))(jax.random.key(x.seed), observation))
         self.replay_state = None
         self.updates, self._sums = 0, {}
+
+    def _place(self, state) -> None:
+        self.state = state if self._mesh is None else spread(self._mesh, state)
+
+    @property
+    def local_state(self):
+        """The learner's state on its first device, where the replay is."""
+        return self.state if self._mesh is None else gather(self._mesh, self.state)
+
+    @property
+    def params(self):
+        """The parameters to act with."""
+        return self.state.params if self._mesh is None else gather(self._mesh, self.state.params)
 
     @property
     def num_parameters(self) -> int:
@@ -94,18 +108,19 @@ class Trainer:
 
     def diagnose(self) -> tuple[dict[str, float], np.ndarray]:
         """Measures the features on a large batch; returns metrics and the TD targets [2048]."""
-        key = jax.random.fold_in(self.state.key, self.agent_steps)
-        return jax.device_get(self._diagnose(self.state, self.replay_state, key))
+        state = self.local_state
+        key = jax.random.fold_in(state.key, self.agent_steps)
+        return jax.device_get(self._diagnose(state, self.replay_state, key))
 
     def evaluate(self, stop) -> np.ndarray:
         """Plays evaluation episodes in games of their own until `stop()`; returns [episodes]."""
         x = self.experiment
-        play = partial(evaluation.evaluate, x.environment, self.act, self.state.params)
+        play = partial(evaluation.evaluate, x.environment, self.act, self.params)
         return play(x.eval_episodes, x.agent.epsilon_eval, (x.seed, self.agent_steps), stop)
 
     def save(self, checkpointer, progress: dict[str, Any]) -> None:
         """Writes a checkpoint, with `progress` of the caller's."""
-        checkpointer.save(self.agent_steps, self.state, self.replay_state, progress)
+        checkpointer.save(self.agent_steps, self.local_state, self.replay_state, progress)
 
     def restore(self, checkpointer) -> dict[str, Any]:
         """Continues from the newest checkpoint; returns its `progress`, {} if there is no checkpoint."""
@@ -113,7 +128,7 @@ class Trainer:
         if checkpointer.latest() is None:
             return {}
         self.agent_steps = checkpointer.latest()
-        self.state = checkpointer.restore_learner(self.state)
+        self._place(checkpointer.restore_learner(self.state))
         self.replay_state = checkpointer.restore_replay(self.replay_state)
         self.updates = int(self.state.updates)
         return checkpointer.restore_progress()

@@ -58,6 +58,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--num_envs", type=int, help="games stepped in parallel; 0 chooses by the machine")
     add("--warmup_steps", type=int, help="agent steps before the first update")
     add("--replay_capacity", type=int, help="transitions kept")
+    add("--mesh", metavar="data=N", help="split each batch over N devices of this host, for large networks")
     add("--eval_every", type=int, help="agent steps between evaluations; 0: only at the end")
     add("--eval_episodes", type=int, help="episodes per evaluation")
     add("--base_dir", default="runs", help="parent of the run directories (default: runs)")
@@ -92,6 +93,16 @@ def gin_files(args) -> list[str]:
     return [config.BASE, *files, *(file for file in args.gin_files if config.folder(file) not in folders)]
 
 
+def num_devices(mesh: str | None) -> int | None:
+    """N of `--mesh data=N`."""
+    if mesh is None:
+        return None
+    axis, _, number = mesh.partition("=")
+    if axis != "data" or not number.isdecimal():
+        raise config.ConfigError(f"--mesh is {mesh!r}; it takes data=N for N devices, e.g. data=4.")
+    return int(number)
+
+
 def bindings(args) -> list[str]:
     """The gin bindings that the flags stand for, then the user's own."""
     flags = {
@@ -102,6 +113,7 @@ def bindings(args) -> list[str]:
         "Experiment.num_envs": args.num_envs,
         "Experiment.warmup_steps": args.warmup_steps,
         "Replay.capacity": args.replay_capacity,
+        "Learner.num_devices": num_devices(args.mesh),
         "Experiment.eval_every_steps": args.eval_every,
         "Experiment.eval_episodes": args.eval_episodes,
     }

@@ -4,7 +4,9 @@ import os
 import tempfile
 
 # Most of the tests' time is compilation: optimise less, and one process per core with one thread.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1 --xla_cpu_multi_thread_eigen=false")
+# Four devices are for meshes.
+FLAGS = ("backend_optimization_level=1", "cpu_multi_thread_eigen=false", "force_host_platform_device_count=4")
+os.environ.setdefault("XLA_FLAGS", " ".join(f"--xla_{flag}" for flag in FLAGS))
 
 import jax
 

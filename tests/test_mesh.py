@@ -1,0 +1,86 @@
+"""Several devices share each batch, with the result of one; here four that the CPU pretends to be."""
+
+import jax
+import numpy as np
+import pytest
+from test_training import catch, policy_updates
+
+from agents import config, policy
+from agents.trainer import Trainer
+from replay.ring import TimeStep
+from scripts import train
+
+
+def learn(tmp_path, num_devices, updates=10):
+    """A trainer of full Rainbow on images of 10x5 that has made some updates."""
+    argv = catch(tmp_path, "hl_gauss", 1000, f"--mesh=data={num_devices}", agent="full_rainbow")
+    trainer = Trainer(train.load(train.parse_args(argv))[0])
+    trainer.allocate_replay()
+    random = np.random.default_rng(0)
+    while trainer.updates < updates:
+        step = TimeStep(
+            action_tm1=random.integers(3, size=4, dtype=np.int32),
+            r_t=random.integers(-1, 2, 4).astype(np.float32),
+            terminated=random.random(4) < 0.1,
+            first=np.zeros(4, bool),
+            observation=random.integers(256, size=(4, *trainer._shape)).astype(trainer._dtype),
+        )
+        trainer.add(step)
+        trainer.learn()
+    return trainer
+
+
+def test_four_devices_learn_what_one_does(tmp_path):
+    """Ten updates: the parameters to 1e-5; the priorities, and so the transitions drawn, too."""
+    one, four = learn(tmp_path, 1), learn(tmp_path, 4)
+    assert four.updates == one.updates == 10
+    on = {leaf.sharding for leaf in jax.tree.leaves(four.state.params)}
+    assert all(len(sharding.device_set) == 4 and sharding.is_fully_replicated for sharding in on)
+    assert len(four.replay_state.steps.observation.sharding.device_set) == 1
+    close = lambda a, b: jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *jax.device_get((a, b)))
+    close(four.state.params, one.state.params)
+    close(four.replay_state.priorities, one.replay_state.priorities)
+    ours, theirs = four.metrics(), one.metrics()
+    assert ours == pytest.approx(theirs, rel=1e-4) and ours["loss"] > 0
+
+
+def test_each_device_gets_its_part_of_the_batch(tmp_path, monkeypatch):
+    seen = []
+    put = jax.device_put
+
+    def device_put(tree, target):
+        placed = put(tree, target)
+        seen.extend(leaf.addressable_shards for leaf in jax.tree.leaves(placed) if leaf.shape[:1] == (32,))
+        return placed
+
+    trainer = learn(tmp_path, 4, updates=1)
+    monkeypatch.setattr(jax, "device_put", device_put)
+    trainer.agent_steps += 4
+    trainer.learn()
+    parts = [shards for shards in seen if len(shards) > 1]
+    assert parts and all([shard.data.shape[0] for shard in shards] == [8] * 4 for shards in parts)
+
+
+def test_trains_evaluates_and_resumes(tmp_path):
+    run_dir = tmp_path / "run"
+    argv = lambda steps: catch(run_dir, "hl_gauss", steps, "--mesh=data=2")
+    assert train.main(argv(300)) == 0
+    assert train.main(argv(400)) == 0
+    assert policy_updates(run_dir) == (396 - 200) // 2
+    assert policy.load(run_dir).agent_steps == 400
+
+
+@pytest.mark.parametrize(
+    "mesh, message",
+    [
+        ("4", "takes data=N"),
+        ("data=0", "cannot share it equally"),
+        ("data=5", "batch_size is 32; 5 devices cannot share it equally"),
+        ("data=16", "asks for more devices than there are: 4"),
+        ("model=2", "takes data=N"),
+    ],
+)
+def test_bad_meshes(mesh, message, tmp_path):
+    with pytest.raises((config.ConfigError, ValueError), match=message):
+        train.main(catch(tmp_path / "run", "mse", 1000, f"--mesh={mesh}"))
+    assert not (tmp_path / "run").exists()
