@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,10 @@ from pathlib import Path
 from agents import launch
 
 if __name__ == "__main__":
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share an accelerator
     launch.prepare()
+
+import jax
 
 from benchmarks import parts, peers, training, updates
 from benchmarks.timing import machine
@@ -72,7 +76,9 @@ def parse_args(argv) -> argparse.Namespace:
     add("--repeats", type=int, default=20, help="timed repeats of each measurement (default: 20)")
     add("--seconds", type=float, default=15, help="fewer repeats after this time (default: 15)")
     add("--turns", type=int, default=5, help="turns of each training process (default: 5)")
-    add("--points", type=int, default=3, help="log points per turn, of 400 agent steps (default: 3)")
+    add("--points", type=int, default=3, help="log points per turn (default: 3)")
+    add("--interval", type=int, help="agent steps per log point (default: 400; on an accelerator 20,000)")
+    add("--num_envs", type=int, default=8, help="games of our training processes (default: 8)")
     add("--json", help="also write the results to this file")
     args = parser.parse_args(argv)
     unknown = set(args.sections) - SECTIONS.keys()
@@ -80,8 +86,10 @@ def parse_args(argv) -> argparse.Namespace:
         parser.error(f"unknown section {min(unknown)!r}; allowed: {', '.join(SECTIONS)}")
     if args.against and args.sections:
         parser.error("--against takes no sections")
-    if min(args.repeats, args.turns, args.points) < 1:
-        parser.error("--repeats, --turns and --points must be positive")
+    if args.interval is None:
+        args.interval = 400 if jax.default_backend() == "cpu" else 20_000
+    if min(args.repeats, args.turns, args.points, args.interval, args.num_envs) < 1:
+        parser.error("--repeats, --turns, --points, --interval and --num_envs must be positive")
     if args.json and not Path(args.json).resolve().parent.is_dir():
         parser.error(f"--json: there is no directory {Path(args.json).parent}")
     rows = [" ".join(map(str, row)) for row in updates.UPDATES + updates.GROWTH]

@@ -14,7 +14,6 @@ import gin
 from dopamine.discrete_domains import atari_lib, iteration_statistics, run_experiment
 from dopamine.jax.agents.dqn import dqn_agent  # noqa: F401  known to gin by its import
 
-LOG_EVERY = 400  # agent steps
 CONFIG = """
 create_atari_environment.game_name = 'Pong'
 create_atari_environment.sticky_actions = True
@@ -38,7 +37,7 @@ Runner.max_steps_per_episode = None
 """
 
 
-def main(progress: str) -> None:
+def main(progress: str, interval: str) -> None:
     """Trains until it is killed."""
     gin.parse_config(CONFIG)
     with tempfile.TemporaryDirectory() as directory:
@@ -51,7 +50,7 @@ def main(progress: str) -> None:
         while True:
             started = time.perf_counter()
             statistics = iteration_statistics.IterationStatistics()
-            steps, _, _ = runner._run_one_phase(LOG_EVERY, statistics, "train")
+            steps, _, _ = runner._run_one_phase(int(interval), statistics, "train")
             row = {"speed/steps_per_second": steps / (time.perf_counter() - started)}
             if runner._agent.training_steps > 1_000:  # the learner is at work
                 row["train/loss"] = None
@@ -60,4 +59,4 @@ def main(progress: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -34,18 +34,18 @@ def install_dopamine() -> Path:
     return python
 
 
-def dopamine(directory: Path) -> list[training.Worker]:
+def dopamine(directory: Path, interval: int) -> list[training.Worker]:
     """Dopamine's training: the allocator set as ours; its JAX does not know our XLA_FLAGS."""
     env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    command = [str(install_dopamine()), str(FOLDER / "dopamine_dqn.py"), str(directory / "dopamine")]
+    command = [str(install_dopamine()), str(FOLDER / "dopamine_dqn.py"), str(directory / "dopamine"), str(interval)]
     return [training.Worker("Dopamine", command, directory / "dopamine", env)]
 
 
-def serial(directory: Path) -> list[training.Worker]:
+def serial(directory: Path, interval: int) -> list[training.Worker]:
     """The serial loop, once in our environment and once in that of a script that sets nothing."""
     workers = []
     for name, env in {"serial loop": {}, "serial loop, plain environment": dict.fromkeys(launch.SETTINGS, "")}.items():
-        command = [sys.executable, str(FOLDER / "serial.py"), str(directory / name), *SETTINGS["serial"]]
+        command = [sys.executable, str(FOLDER / "serial.py"), str(directory / name), str(interval), *SETTINGS["serial"]]
         workers.append(training.Worker(name, command, directory / name, os.environ | env))
     return workers
 
@@ -53,8 +53,8 @@ def serial(directory: Path) -> list[training.Worker]:
 def rows(peer: str, args) -> Iterator[dict]:
     """Trains on Pong by turns with a peer, and compares agent steps/s."""
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
-        workers = {"dopamine": dopamine, "serial": serial}[peer](Path(directory))
-        workers.insert(0, training.ours(Path(directory, "ours"), *SETTINGS[peer]))
+        workers = {"dopamine": dopamine, "serial": serial}[peer](Path(directory), args.interval)
+        workers.insert(0, training.ours(Path(directory, "ours"), *SETTINGS[peer], args.num_envs, args.interval))
         for worker in workers:
             stack.enter_context(contextlib.closing(worker))
         training.race(workers, args.turns, args.points)

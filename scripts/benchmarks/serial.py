@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from agents.learner import make_update
-from benchmarks.training import LOG_EVERY, WARMUP
+from benchmarks.training import WARMUP
 from benchmarks.updates import build
 from replay.ring import Transition
 
@@ -57,7 +57,7 @@ class HostReplay:
         return Transition(s_tm1, self.action[row], reward, discount, s_t, self.action[after], weight)
 
 
-def main(progress: str, head: str, padding: str) -> None:
+def main(progress: str, interval: str, head: str, padding: str) -> None:
     """Trains until it is killed."""
     trainer = build("dqn", head, f"NatureCNN, {padding}", full_action_space=False)
     x, state, replay = trainer.experiment, trainer.state, HostReplay()
@@ -77,9 +77,9 @@ def main(progress: str, head: str, padding: str) -> None:
             observation, _ = envs.reset()
         if step > WARMUP and step % 4 == 0:
             state, _, metrics = update(state, replay.sample())
-        if step % LOG_EVERY == 0:
+        if step % int(interval) == 0:
             now = time.perf_counter()
-            row = {"speed/steps_per_second": LOG_EVERY / (now - before)}
+            row = {"speed/steps_per_second": int(interval) / (now - before)}
             row |= {f"train/{name}": float(value) for name, value in metrics.items()}
             before = now
             with open(progress, "a") as file:

@@ -20,7 +20,7 @@ from benchmarks import parts, updates
 from benchmarks.timing import seconds_of, summary
 
 TRAIN = Path(__file__).parents[1] / "train.py"
-LOG_EVERY, WARMUP = 400, 1_000  # agent steps
+WARMUP = 1_000  # agent steps
 
 
 class Worker:
@@ -80,12 +80,12 @@ class Worker:
         self._output.close()
 
 
-def ours(run_dir: Path, head: str, padding: str, *flags: str) -> Worker:
-    """Trains DQN on Pong: 8 games that run while the learner computes, a replay of 100,000."""
-    flags = ["--game=Pong", f"--head={head}", "--preset=fast", "--num_envs=8", f"--run_dir={run_dir}", *flags]
-    flags += ["--replay_capacity=100000", "--steps=100000000", f"--gin_bindings=NatureCNN.padding = {padding!r}"]
-    if not any("warmup" in flag for flag in flags):
-        flags += [f"--warmup_steps={WARMUP}", f"--gin_bindings=Experiment.log_every_steps = {LOG_EVERY}"]
+def ours(run_dir: Path, head: str, padding: str, num_envs: int, interval: int, warmup: int = WARMUP) -> Worker:
+    """Trains DQN on Pong: games that run while the learner computes, a replay of 100,000, a log point per interval."""
+    flags = ["--game=Pong", f"--head={head}", "--preset=fast", f"--num_envs={num_envs}", f"--run_dir={run_dir}"]
+    flags += ["--replay_capacity=100000", "--steps=1000000000", f"--warmup_steps={warmup}"]
+    bindings = {"NatureCNN.padding": repr(padding), "Experiment.log_every_steps": interval}
+    flags += [f"--gin_bindings={name} = {value}" for name, value in bindings.items()]
     return Worker(f"training with {head}, {padding}", [sys.executable, str(TRAIN), *flags], run_dir / "metrics.jsonl")
 
 
@@ -120,13 +120,15 @@ def rows(args, head: str = "hl_gauss") -> Iterator[dict]:
         network, rates = f"NatureCNN, {padding}", {"updates/s": [], "ALE": [], "acting": []}
         update, _, _ = updates.compiled(updates.build("dqn", head, network, full_action_space=False))
         with tempfile.TemporaryDirectory() as directory:
-            with contextlib.closing(ours(Path(directory, "run"), head, padding)) as worker:
+            with contextlib.closing(
+                ours(Path(directory, "run"), head, padding, args.num_envs, args.interval)
+            ) as worker:
                 worker.begin()
                 for _ in range(args.turns):
                     times = seconds_of(update, args.repeats, args.seconds)
                     rates["updates/s"].append(1 / float(statistics.median(times)))
-                    rates["ALE"].append(parts.games("Pong", 8, args.repeats, args.seconds)["median"])
-                    rates["acting"].append(parts.acting(network, 8, args.repeats, args.seconds)["median"])
+                    rates["ALE"].append(parts.games("Pong", args.num_envs, args.repeats, args.seconds)["median"])
+                    rates["acting"].append(parts.acting(network, args.num_envs, args.repeats, args.seconds)["median"])
                     worker.turn(args.points)
                 ((_, whole),) = results([worker]).items()
         rates = {name: summary(values) for name, values in rates.items()}
@@ -143,9 +145,10 @@ def start_rows(args) -> Iterator[dict]:
         subprocess.run([sys.executable, "-c", "import agents.loop, agents.experiment, agents.environments"], check=True)
         imports.append(time.perf_counter() - begun)
         with tempfile.TemporaryDirectory() as directory:
-            flags = ["--warmup_steps=56", "--gin_bindings=Experiment.log_every_steps = 8"]
             begun = time.perf_counter()
-            with contextlib.closing(ours(Path(directory, "run"), "hl_gauss", "SAME", *flags)) as worker:
+            with contextlib.closing(
+                ours(Path(directory, "run"), "hl_gauss", "SAME", 8, interval=8, warmup=56)
+            ) as worker:
                 worker.wait_for(lambda rows: any("train/loss" in row for row in rows))
                 starts.append(time.perf_counter() - begun)
     yield {"imports s": summary(imports), "command to first update s": summary(starts)}

@@ -22,6 +22,9 @@ NETWORKS = {
     **{f"ImpalaCNN, dense x{n}": ("impala_cnn", [f"ImpalaCNN.hidden = {512 * n}"]) for n in (2, 4, 8)},
     **{f"ResNet-{n}": ("resnet", [f"ResNet.depth = {n}"]) for n in (18, 34, 50, 101)},
     **{f"SoftMoE-{n}": (None, [f"SoftMoE.num_experts = {n}"]) for n in (1, 2, 4, 8)},
+    "NatureCNN, SAME, bfloat16": (None, ["NatureCNN.dtype = 'bfloat16'"]),
+    "ResNet-50, bfloat16": ("resnet", ["ResNet.depth = 50", "ResNet.dtype = 'bfloat16'"]),
+    "SoftMoE-8, bfloat16": (None, ["SoftMoE.num_experts = 8", "ImpalaEncoder.dtype = 'bfloat16'"]),
     **{f"ImpalaCNN, width x{n}": ("impala_cnn", [f"ImpalaEncoder.width = {n}"]) for n in (2, 4)},
 }
 HEADS = ("mse", "huber", "mse_softmax", "two_hot", "hl_gauss", "c51")
@@ -35,6 +38,8 @@ UPDATES = [
     *(("rainbow", head, "NatureCNN, SAME", 32) for head in ("mse", "hl_gauss", "c51")),
     ("full_rainbow", "c51", "NatureCNN, SAME", 32),
     *(("soft_moe", head, "SoftMoE-8", 32) for head in ("mse", "hl_gauss")),
+    *(("dqn", "hl_gauss", f"{network}, bfloat16", 32) for network in ("NatureCNN, SAME", "ResNet-50")),
+    ("soft_moe", "hl_gauss", "SoftMoE-8, bfloat16", 32),
 ]
 GROWTH = [
     *(("dqn", "hl_gauss", "NatureCNN, VALID", batch) for batch in (32, 64, 128, 256, 512)),
