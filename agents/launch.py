@@ -4,6 +4,7 @@ On a CPU an update allocates the same large arrays again and again, and XLA's ne
 older ones; the README says what each setting gains. Variables that are already set are left alone.
 """
 
+import importlib.metadata
 import os
 import sys
 
@@ -12,13 +13,18 @@ SETTINGS = {
     # glibc: allocate in huge pages, and keep what was freed instead of giving it back after each update.
     "GLIBC_TUNABLES": f"glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold={GIB}:"
     f"glibc.malloc.trim_threshold={4 * GIB}:glibc.malloc.top_pad={GIB // 4}",
-    # XLA: matrix products and sums by YNNPACK as by default, but convolutions by Eigen.
-    "XLA_FLAGS": "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE",
 }
+# XLA aborts at flags that it does not know, so this one is set for the versions that it was tried with only.
+if (0, 10) <= tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) <= (0, 12):
+    # Matrix products and sums by YNNPACK as by default, but convolutions by Eigen.
+    ynn = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+    SETTINGS["XLA_FLAGS"] = f"--xla_cpu_experimental_ynn_fusion_type={ynn}"
+PREPARED = "STOP_REGRESSING_PREPARED"  # set in the process that was started again, so that it happens once
 
 
 def prepare() -> None:
     """Starts this process again with `SETTINGS`, unless they are there; call it before JAX is imported."""
     missing = {name: value for name, value in SETTINGS.items() if name not in os.environ}
-    if missing and sys.platform == "linux":
-        os.execve(sys.executable, sys.orig_argv, os.environ | missing)
+    possible = sys.platform == "linux" and sys.executable and "jax" not in sys.modules and PREPARED not in os.environ
+    if missing and possible:
+        os.execve(sys.executable, sys.orig_argv, os.environ | missing | {PREPARED: "1"})

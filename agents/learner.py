@@ -63,7 +63,7 @@ class Learner:
         Raises:
           ValueError: if the host has fewer.
         """
-        devices = jax.devices()
+        devices = jax.local_devices()
         if self.num_devices > len(devices):
             raise ValueError(f"--mesh data={self.num_devices} asks for more devices than there are: {len(devices)}.")
         return jax.sharding.Mesh(np.array(devices[: self.num_devices]), "data") if self.num_devices > 1 else None
@@ -125,7 +125,7 @@ def spread(mesh: jax.sharding.Mesh, tree):
 
 
 def gather(mesh: jax.sharding.Mesh, tree):
-    """Brings arrays to the first device of a mesh."""
+    """Brings arrays to the first device of a mesh. They share its memory: use them before the originals are donated."""
     return jax.device_put(tree, mesh.devices.flat[0])
 
 
@@ -144,12 +144,16 @@ def make_step(update, sample, update_priorities, num_updates: int, mesh: jax.sha
       mesh: devices that share each batch. The state is then on all of them (`spread`), the replay on the first one.
     """
 
+    def counted(state, batch):
+        state, items, metrics = update(state, batch)
+        return state, items, {**metrics, "updates": jnp.float32(1)}
+
     def one(state, priorities, ring):  # `ring` is the replay's state but for the priorities: frames are never copied
         key, sample_key = jax.random.split(state.key)
         # The barrier keeps XLA from fusing the gather of frames into the first convolution (36x slower on a CPU).
         batch, index = jax.lax.optimization_barrier(sample(ring._replace(priorities=priorities), sample_key))
-        state, items, metrics = update(state._replace(key=key), batch)
-        return state, update_priorities(priorities, index, items), {**metrics, "updates": jnp.float32(1)}
+        state, items, metrics = counted(state._replace(key=key), batch)
+        return state, update_priorities(priorities, index, items), metrics
 
     def scan(state, priorities, ring):
         def body(carry, _):
@@ -161,10 +165,10 @@ def make_step(update, sample, update_priorities, num_updates: int, mesh: jax.sha
 
     # XLA:CPU runs convolutions inside a loop 10 times slower, and a call costs it next to nothing.
     in_calls = mesh is not None or jax.default_backend() == "cpu"
-    if mesh is not None:
-        compiled = _split(update, sample, update_priorities, mesh)
-    else:
+    if mesh is None:
         compiled = jax.jit(one if in_calls else scan, donate_argnums=(0, 1))
+    else:
+        compiled = _split(counted, sample, update_priorities, mesh)
     add = jax.jit(lambda sums, metrics: jax.tree.map(jnp.add, sums, metrics), donate_argnums=0)
 
     def step(state, replay_state, sums):
@@ -190,7 +194,7 @@ def _split(update, sample, update_priorities, mesh):
         batch, index = draw(priorities, ring, gather(mesh, sample_key))
         state, items, metrics = learn(state._replace(key=key), jax.device_put(batch, parts))
         priorities = prioritise(priorities, index, gather(mesh, items))
-        return state, priorities, {**metrics, "updates": spread(mesh, jnp.float32(1))}
+        return state, priorities, metrics
 
     return one
 

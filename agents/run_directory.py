@@ -28,17 +28,15 @@ import jax
 from agents import config
 
 # Settings that may differ from one start to the next of the same run.
-MAY_CHANGE = frozenset(
-    f"Experiment.{name}"
-    for name in (
-        "total_steps",
-        "log_every_steps",
-        "diagnose_every_steps",
-        "checkpoint_every_steps",
-        "eval_every_steps",
-        "eval_episodes",
-    )
-)
+MAY_CHANGE = {
+    "Experiment.total_steps",
+    "Experiment.log_every_steps",
+    "Experiment.diagnose_every_steps",
+    "Experiment.checkpoint_every_steps",
+    "Experiment.eval_every_steps",
+    "Experiment.eval_episodes",
+    "Learner.num_devices",
+}
 MANIFEST = "manifest.json"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "gymnasium", "ale-py", "gin-config")
 

@@ -58,12 +58,12 @@ class Trainer:
 
     @property
     def local_state(self):
-        """The learner's state on its first device, where the replay is."""
+        """The learner's state on its first device, where the replay is, valid until `learn` is called."""
         return self.state if self._mesh is None else gather(self._mesh, self.state)
 
     @property
     def params(self):
-        """The parameters to act with."""
+        """The parameters to act with, valid until `learn` is called."""
         return self.state.params if self._mesh is None else gather(self._mesh, self.state.params)
 
     @property

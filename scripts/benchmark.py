@@ -2,7 +2,7 @@
 """Measures speed and memory: medians with first and ninth decile, as tables and as JSON.
 
 examples:
-  python scripts/benchmark.py                              everything below
+  python scripts/benchmark.py                              everything but the peers
   python scripts/benchmark.py updates --only soft_moe      compiled updates, of which the rows that contain this
   python scripts/benchmark.py growth replay                by batch, width and experts; by the replay's capacity
   python scripts/benchmark.py ratios                       heads, and prioritised replay, by turns
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -78,7 +79,7 @@ def parse_args(argv) -> argparse.Namespace:
     add("--turns", type=int, default=5, help="turns of each training process (default: 5)")
     add("--points", type=int, default=3, help="log points per turn (default: 3)")
     add("--interval", type=int, help="agent steps per log point (default: 400; on an accelerator 20,000)")
-    add("--num_envs", type=int, default=8, help="games of our training processes (default: 8)")
+    add("--num_envs", type=int, default=8, help="games of `training` and of our side of --against (default: 8)")
     add("--json", help="also write the results to this file")
     args = parser.parse_args(argv)
     unknown = set(args.sections) - SECTIONS.keys()
@@ -108,10 +109,12 @@ def main(argv=None) -> int:
         wanted = {args.against: partial(peers.rows, args.against)}
     for name, rows in wanted.items():
         result[name] = show(rows(args))
-    if args.json:
-        Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+        if args.json:
+            Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
     return 0
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGHUP):  # end the training processes, too
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
     sys.exit(main())

@@ -1,11 +1,14 @@
 """The benchmark runs, and writes what it prints; its figures are not tested."""
 
+import contextlib
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
+import psutil
 import pytest
 
 from benchmarks import parts, training, updates
@@ -49,10 +52,44 @@ def test_games_and_acting_are_measured():
 
 
 def test_the_limit():
-    """1/(1/1000 + 1/1000 + 1/(4*125)) where they share the cores; else the games or the learner."""
+    """1/(1/1000 + 1/1000 + 1/(4*125)) where they share the cores; else acting, then the games or the learner."""
     assert training.limit(125, 1000, 1000, shared=True) == 250
-    assert training.limit(125, 1000, 1000, shared=False) == 500
-    assert training.limit(125, 400, 1000, shared=False) == 400
+    assert training.limit(125, 400, 1000, shared=False) == pytest.approx(1 / (1 / 1000 + 1 / 400))
+    assert training.limit(50, 400, 1000, shared=False) == pytest.approx(1 / (1 / 1000 + 1 / 200))
+
+
+TICKER = """
+import json, sys, time
+last = time.perf_counter()
+while True:
+    time.sleep(0.02)
+    now = time.perf_counter()
+    with open(sys.argv[1], "a") as file:
+        file.write(json.dumps({"speed/steps_per_second": 1 / (now - last), "train/loss": 0.0}) + chr(10))
+    last = now
+"""
+
+
+def test_a_worker_runs_by_turns_and_does_not_count_the_pause(tmp_path):
+    progress = tmp_path / "progress"
+    worker = training.Worker("ticker", [sys.executable, "-c", TICKER, str(progress)], progress)
+    worker.begin()
+    for _ in range(2):
+        before = progress.read_text()
+        time.sleep(0.5)
+        assert progress.read_text() == before  # it is stopped
+        worker.turn(3)
+    rates = [json.loads(line)["speed/steps_per_second"] for line in progress.read_text().splitlines()]
+    assert len(worker.rates) >= 6 and min(worker.rates) > min(rates) and min(rates) < 2.1  # those of the pauses
+    assert worker.peak_bytes > 1e6
+    worker.close()
+    assert not psutil.pid_exists(worker._process.pid)
+
+
+def test_a_worker_that_ends_is_named_with_what_it_said(tmp_path):
+    with contextlib.closing(training.Worker("loser", ["sh", "-c", "echo no luck"], tmp_path / "progress")) as worker:
+        with pytest.raises(RuntimeError, match="loser has ended: no luck"):
+            worker.begin()
 
 
 def test_a_step_as_in_training_changes_parameters_and_priorities():
@@ -70,7 +107,8 @@ def test_whole_runs(what, tmp_path):
     subprocess.run(command, cwd=tmp_path, check=True, timeout=1800)
     result = json.loads((tmp_path / "out.json").read_text())
     for row in result[what[0].removeprefix("--against=")]:
-        assert measured(row["steps/s"]) and row["peak GB"] > 0.1
+        assert measured(row["steps/s"])
+    assert all(measured(value) for row in result.get("start", []) for value in row.values())
 
 
 @pytest.mark.parametrize(

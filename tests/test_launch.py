@@ -7,13 +7,16 @@ import sys
 
 import pytest
 
-from agents.launch import SETTINGS
+from agents import launch
+from agents.launch import PREPARED, SETTINGS
 
 SCRIPT = """
 import json, os, sys
 from agents import launch
 launch.prepare()
 from agents.launch import SETTINGS
+import jax
+jax.devices()  # aborts if it does not know the flags
 print(json.dumps([sys.argv[1:], sys.flags.utf8_mode, {name: os.environ.get(name) for name in SETTINGS}]))
 """
 
@@ -23,8 +26,18 @@ print(json.dumps([sys.argv[1:], sys.flags.utf8_mode, {name: os.environ.get(name)
 def test_missing_settings_are_added_and_all_else_is_kept(own, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    environment = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+    environment = {name: value for name, value in os.environ.items() if name not in {*SETTINGS, PREPARED}}
     environment["PYTHONPATH"] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     command = [sys.executable, "-X", "utf8", script, "--flag", "two words"]
     output = subprocess.run(command, env=environment | own, capture_output=True, text=True, check=True, timeout=60)
     assert json.loads(output.stdout) == [["--flag", "two words"], 1, SETTINGS | own]
+
+
+def test_nothing_is_started_again_twice_or_under_jax(monkeypatch):
+    """A variable that does not survive makes no endless loop, and a session that has JAX already is not replaced."""
+    monkeypatch.setattr(os, "execve", lambda *args: pytest.fail("started again"))
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    launch.prepare()  # these tests have imported jax
+    monkeypatch.delitem(sys.modules, "jax", raising=False)
+    monkeypatch.setenv(PREPARED, "1")
+    launch.prepare()

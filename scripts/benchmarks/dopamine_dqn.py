@@ -2,7 +2,8 @@
 
 Runs in an environment of its own (dopamine-requirements.txt). Appends its speed to the file that is its argument. The
 values are those of Dopamine's dqn.gin (https://github.com/google/dopamine), which its package does not contain, but for
-a shorter warm-up and a replay of 100,000.
+a shorter warm-up, a replay of 100,000, no debug mode, and no limit on the steps of an episode, so that all log points
+are equally long.
 """
 
 import json

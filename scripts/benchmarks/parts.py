@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from agents.environments import Atari
+from agents.trainer import check_memory
 from benchmarks.timing import seconds_of, summary
 from benchmarks.updates import build, compiled
 from replay.ring import Replay, TimeStep
@@ -19,19 +21,8 @@ GAMES, CAPACITIES = (1, 2, 4, 8, 16, 32, 64), (10_000, 100_000, 1_000_000)
 SAMPLERS = {"uniform": Uniform(), "prioritised": Prioritized()}
 
 
-def replay(sampler: str, capacity: int, repeats: int, seconds: float, num_envs: int = 8, batch_size: int = 32) -> dict:
-    """Fills a ring; returns what adding a step of all games, and sampling with new priorities, take.
-
-    Args:
-      sampler: a name in `SAMPLERS`.
-      capacity: transitions in the ring; all rows count as filled, their frames are zeros.
-      repeats, seconds: as of `seconds_of`.
-      num_envs: games.
-      batch_size: transitions per sample.
-    """
-    ring = Replay(capacity, SAMPLERS[sampler])
-    window = {"stack": 4, "n_step": 1}
-    add = jax.jit(partial(ring.add, **window), donate_argnums=0)
+def filled(ring: Replay, num_envs: int):
+    """Makes a ring whose rows all count as filled, every transition with the priority of a loss of 1; and a step."""
     random = np.random.default_rng(0)
     step = TimeStep(
         action_tm1=random.integers(18, size=num_envs, dtype=np.int32),
@@ -41,9 +32,26 @@ def replay(sampler: str, capacity: int, repeats: int, seconds: float, num_envs: 
         observation=random.integers(256, size=(num_envs, 84, 84), dtype=np.uint8),
     )
     state = ring.init(num_envs, (84, 84), np.uint8)
-    for _ in range(20):
-        state = add(state, step)
-    state = state._replace(size=jax.numpy.int32(ring.num_rows(num_envs)))  # old enough to be drawn from everywhere
+    rows, ones = ring.num_rows(num_envs), jnp.ones(ring.num_rows(num_envs) * num_envs)
+    losses = {name: ones for name in ("loss", "excess_loss", "td_error")}
+    priorities = ring.sampler.update(state.priorities, jnp.arange(ones.size), losses)
+    return state._replace(size=jnp.int32(rows), priorities=priorities), step
+
+
+def replay(sampler: str, capacity: int, repeats: int, seconds: float, num_envs: int = 8) -> dict:
+    """Times, on a full ring, adding a step of all games, and sampling 32 transitions with new priorities.
+
+    Args:
+      sampler: a name in `SAMPLERS`.
+      capacity: transitions in the ring.
+      repeats, seconds: as of `seconds_of`.
+      num_envs: games.
+    """
+    ring, window = Replay(capacity, SAMPLERS[sampler]), {"stack": 4, "n_step": 1}
+    size = ring.num_bytes(num_envs, (84, 84), np.uint8)
+    check_memory(size, capacity)
+    state, step = filled(ring, num_envs)
+    add = jax.jit(partial(ring.add, **window), donate_argnums=0)
 
     def add_one():
         nonlocal state
@@ -52,7 +60,7 @@ def replay(sampler: str, capacity: int, repeats: int, seconds: float, num_envs: 
 
     @partial(jax.jit, donate_argnums=0)
     def draw(priorities, state, key):
-        batch, index = ring.sample(state._replace(priorities=priorities), key, batch_size, **window)
+        batch, index = ring.sample(state._replace(priorities=priorities), key, 32, **window)
         items = {name: batch.r_t + 1 for name in ("loss", "excess_loss", "td_error")}
         return batch, ring.sampler.update(priorities, index, items)
 
@@ -64,13 +72,9 @@ def replay(sampler: str, capacity: int, repeats: int, seconds: float, num_envs: 
         state = state._replace(priorities=priorities)
         return batch
 
-    return {
-        "sampler": sampler,
-        "capacity": capacity,
-        "bytes/transition": ring.num_bytes(num_envs, (84, 84), np.uint8) // capacity,
-        "add ms": summary(1e3 * seconds_of(add_one, repeats, seconds)),
-        "sample ms": summary(1e3 * seconds_of(sample_one, repeats, seconds)),
-    }
+    what = {"sampler": sampler, "capacity": capacity, "bytes/transition": size // capacity}
+    adding = {"add ms": summary(1e3 * seconds_of(add_one, repeats, seconds))}
+    return what | adding | {"sample ms": summary(1e3 * seconds_of(sample_one, repeats, seconds))}
 
 
 def acting(network: str, num_envs: int, repeats: int, seconds: float) -> dict[str, float]:
@@ -106,7 +110,7 @@ def replay_rows(args) -> Iterator[dict]:
         for capacity in CAPACITIES:
             result = replay(sampler, capacity, args.repeats, args.seconds)
             milliseconds = result["sample ms"]["median"] + result["add ms"]["median"] / 2  # 8 games make 2 updates due
-            yield result | {"of an update": milliseconds / per_update}
+            yield result | {"fraction of an update": milliseconds / per_update}
 
 
 def actor_rows(args) -> Iterator[dict]:

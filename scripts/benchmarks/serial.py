@@ -64,9 +64,10 @@ def main(progress: str, interval: str, head: str, padding: str) -> None:
     update = jax.jit(make_update(x.learner, x.agent, trainer.network, x.head, x.replay_ratio), donate_argnums=0)
     envs = x.environment.make(1)
     observation, _ = envs.reset(seed=0)
-    keys, metrics, before = jax.random.key(0), {}, time.perf_counter()
+    key, fold_in = jax.random.key(0), jax.jit(jax.random.fold_in)
+    metrics, before = {}, time.perf_counter()
     for step in itertools.count(1):
-        action = trainer.act(state.params, observation, jax.random.fold_in(keys, step), np.float32(0.01))
+        action = trainer.act(state.params, observation, fold_in(key, step), np.float32(0.01))
         action = np.asarray(action)
         envs.send(action)
         following, reward, terminated, truncated, _ = envs.recv()

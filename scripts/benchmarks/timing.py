@@ -9,6 +9,8 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from agents import launch
+
 
 def summary(values) -> dict[str, float]:
     """Median, first and ninth decile of values, and their number."""
@@ -31,7 +33,7 @@ def seconds_of(call: Callable, repeats: int, seconds: float) -> np.ndarray:
 
 
 def by_turns(calls: dict[str, Callable], repeats: int, seconds: float) -> dict[str, np.ndarray]:
-    """As `seconds_of` for several calls, one after the other in each round: all see the same weather of the machine."""
+    """As `seconds_of` for several calls, one after the other in each round, since a machine's speed drifts."""
     for call in calls.values():
         jax.block_until_ready(call())
     begun, times = time.perf_counter(), {name: [] for name in calls}
@@ -45,17 +47,19 @@ def by_turns(calls: dict[str, Callable], repeats: int, seconds: float) -> dict[s
     return {name: np.array(values) for name, values in times.items()}
 
 
-def matmul_gflops() -> float:
-    """Speed of a float32 product of 1024x1024 matrices, GFLOP/s: what to compare machines, and updates, by."""
-    product, a = jax.jit(lambda a: a @ a), jax.numpy.ones((1024, 1024))
-    return 2 * 1024**3 / 1e9 / float(np.median(seconds_of(lambda: product(a), 30, 5)))
+def matmul_gflops(dtype: str = "float32") -> float:
+    """Speed of a matrix product, GFLOP/s: what to compare machines, and updates, by."""
+    size = 1024 if jax.default_backend() == "cpu" else 8192  # large enough for the call to cost nothing
+    product, a = jax.jit(lambda a: a @ a), jax.numpy.ones((size, size), dtype)
+    return 2 * size**3 / 1e9 / float(np.median(seconds_of(lambda: product(a), 30, 5)))
 
 
 def machine() -> dict:
-    """The machine, the version of JAX, and the speed of a matrix product now."""
+    """The machine, the version of JAX, what was set for it, and the speed of a matrix product now."""
     return {
         "device": jax.devices()[0].device_kind,
-        "cores": os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "jax": jax.__version__,
+        "environment": {name: os.environ.get(name) for name in launch.SETTINGS},
         "matmul_gflops": matmul_gflops(),
     }

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import psutil
 
 from benchmarks import parts, updates
 from benchmarks.timing import seconds_of, summary
@@ -24,7 +25,7 @@ WARMUP = 1_000  # agent steps
 
 
 class Worker:
-    """A training process that runs only while it has its turn: in between it is stopped by a signal.
+    """A training process that is stopped by a signal, once it has begun, while it is not its turn.
 
     Args:
       name: for messages.
@@ -34,7 +35,7 @@ class Worker:
     """
 
     def __init__(self, name: str, command: list[str], progress: Path, env: dict[str, str] | None = None):
-        self.name, self._progress, self.rates = name, progress, []
+        self.name, self._progress, self.rates, self.peak_bytes = name, progress, [], 0
         self._output = tempfile.TemporaryFile("w+")
         options = {"stdout": self._output, "stderr": subprocess.STDOUT, "env": env or dict(os.environ)}
         self._process = subprocess.Popen(command, start_new_session=True, **options)
@@ -66,11 +67,7 @@ class Worker:
         rows = self.wait_for(lambda rows: len(rows) > before + points)
         os.killpg(self._process.pid, signal.SIGSTOP)
         self.rates += [row["speed/steps_per_second"] for row in rows[before + 1 :]]
-
-    def peak_bytes(self) -> int:
-        """The most memory the process has held so far (Linux)."""
-        status = Path(f"/proc/{self._process.pid}/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+        self.peak_bytes = max(self.peak_bytes, psutil.Process(self._process.pid).memory_info().rss)
 
     def close(self) -> None:
         """Ends the process."""
@@ -90,7 +87,7 @@ def ours(run_dir: Path, head: str, padding: str, num_envs: int, interval: int, w
 
 
 def race(workers: list[Worker], turns: int, points: int) -> None:
-    """Gives each worker its turns, one after the other, so that all see the same weather of the machine."""
+    """Gives each worker its turns, one after the other, since a machine's speed drifts."""
     for worker in workers:
         worker.begin()
     for _ in range(turns):
@@ -99,8 +96,8 @@ def race(workers: list[Worker], turns: int, points: int) -> None:
 
 
 def results(workers: list[Worker]) -> dict[str, dict]:
-    """Agent steps/s and peak memory of each worker."""
-    return {w.name: {"steps/s": summary(w.rates), "peak GB": w.peak_bytes() / 1e9} for w in workers}
+    """Agent steps/s of each worker."""
+    return {worker.name: {"steps/s": summary(worker.rates)} for worker in workers}
 
 
 def limit(updates: float, ale: float, acting: float, shared: bool) -> float:
@@ -109,9 +106,11 @@ def limit(updates: float, ale: float, acting: float, shared: bool) -> float:
     Args:
       updates: updates/s alone.
       ale, acting: agent steps/s of the games and of choosing actions, each alone.
-      shared: whether games and learner share the cores, and their times add up; else the slower one decides.
+      shared: whether games and learner share the cores and their times add up, as on a CPU with few of them; else the
+        slower one decides. Acting comes before both.
     """
-    return 1 / (1 / ale + 1 / acting + 1 / (4 * updates)) if shared else min(ale, 4 * updates)
+    playing, learning = 1 / ale, 1 / (4 * updates)
+    return 1 / (1 / acting + (playing + learning if shared else max(playing, learning)))
 
 
 def rows(args, head: str = "hl_gauss") -> Iterator[dict]:
@@ -130,7 +129,7 @@ def rows(args, head: str = "hl_gauss") -> Iterator[dict]:
                     rates["ALE"].append(parts.games("Pong", args.num_envs, args.repeats, args.seconds)["median"])
                     rates["acting"].append(parts.acting(network, args.num_envs, args.repeats, args.seconds)["median"])
                     worker.turn(args.points)
-                ((_, whole),) = results([worker]).items()
+                whole = {"steps/s": summary(worker.rates), "peak GB": worker.peak_bytes / 1e9}
         rates = {name: summary(values) for name, values in rates.items()}
         best = limit(*(rate["median"] for rate in rates.values()), shared=jax.default_backend() == "cpu")
         achieved = {"fraction_of_limit": whole["steps/s"]["median"] / best}
@@ -138,7 +137,7 @@ def rows(args, head: str = "hl_gauss") -> Iterator[dict]:
 
 
 def start_rows(args) -> Iterator[dict]:
-    """Times the imports, and a training command until its first update is logged, without a warm-up worth the name."""
+    """Times the imports, and a training command until its first update is logged, after a warm-up of 56 steps."""
     imports, starts = [], []
     for _ in range(min(args.repeats, 5)):
         begun = time.perf_counter()
