@@ -7,19 +7,19 @@ from test_training import catch, policy_updates
 
 from agents import config, policy
 from agents.trainer import Trainer
-from replay.ring import TimeStep
+from replay.ring import TimeStep, Transition
 from scripts import train
 
 pytestmark = pytest.mark.skipif(len(jax.devices()) < 4, reason="needs four devices; conftest.py asks the CPU for them")
 
 
-def learn(tmp_path, num_devices, updates=10):
-    """A trainer of full Rainbow on images of 10x5 that has made some updates."""
-    argv = catch(tmp_path, "hl_gauss", 1000, f"--mesh=data={num_devices}", agent="full_rainbow")
+def learn(num_devices):
+    """A trainer of Rainbow that has made ten updates."""
+    argv = catch("unused", "hl_gauss", 1000, f"--mesh=data={num_devices}", agent="rainbow")
     trainer = Trainer(train.load(train.parse_args(argv))[0])
     trainer.allocate_replay()
     random = np.random.default_rng(0)
-    while trainer.updates < updates:
+    while trainer.updates < 10:
         step = TimeStep(
             action_tm1=random.integers(3, size=4, dtype=np.int32),
             r_t=random.integers(-1, 2, 4).astype(np.float32),
@@ -32,35 +32,30 @@ def learn(tmp_path, num_devices, updates=10):
     return trainer
 
 
-def test_four_devices_learn_what_one_does(tmp_path):
+def test_four_devices_learn_what_one_does(monkeypatch):
     """Ten updates: the parameters to 1e-5; the priorities, and so the transitions drawn, too."""
-    one, four = learn(tmp_path, 1), learn(tmp_path, 4)
+    placed, device_put = [], jax.device_put
+
+    def put(tree, target):
+        placed.append(device_put(tree, target))
+        return placed[-1]
+
+    one = learn(1)
+    monkeypatch.setattr(jax, "device_put", put)
+    four = learn(4)
     assert four.updates == one.updates == 10
     on = {leaf.sharding for leaf in jax.tree.leaves(four.state.params)}
     assert all(len(sharding.device_set) == 4 and sharding.is_fully_replicated for sharding in on)
     assert len(four.replay_state.steps.observation.sharding.device_set) == 1
+    batches = [batch for batch in placed if isinstance(batch, Transition)]
+    shards = [leaf.addressable_shards for batch in batches for leaf in batch if not leaf.is_deleted()]
+    assert len(batches) == 10 and all([shard.data.shape[0] for shard in parts] == [8] * 4 for parts in shards)
+
     close = lambda a, b: jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *jax.device_get((a, b)))
     close(four.state.params, one.state.params)
     close(four.replay_state.priorities, one.replay_state.priorities)
     ours, theirs = four.metrics(), one.metrics()
     assert ours == pytest.approx(theirs, rel=1e-4) and ours["loss"] > 0
-
-
-def test_each_device_gets_its_part_of_the_batch(tmp_path, monkeypatch):
-    seen = []
-    put = jax.device_put
-
-    def device_put(tree, target):
-        placed = put(tree, target)
-        seen.extend(leaf.addressable_shards for leaf in jax.tree.leaves(placed) if leaf.shape[:1] == (32,))
-        return placed
-
-    trainer = learn(tmp_path, 4, updates=1)
-    monkeypatch.setattr(jax, "device_put", device_put)
-    trainer.agent_steps += 4
-    trainer.learn()
-    parts = [shards for shards in seen if len(shards) > 1]
-    assert parts and all([shard.data.shape[0] for shard in shards] == [8] * 4 for shards in parts)
 
 
 def test_trains_evaluates_and_resumes(tmp_path):

@@ -327,12 +327,9 @@ def test_soft_moe_logs_the_load_of_its_experts(tmp_path):
     assert 0 < metrics["features/dispatch_entropy"] <= np.log(9)  # 3x3 positions
 
 
-LEARNERS = [("dqn", head) for head in HEADS] + [
-    ("rainbow", "c51"),
-    ("rainbow", "hl_gauss"),
-    ("full_rainbow", "c51"),
-    ("soft_moe", "hl_gauss"),
-]
+SLOW_LEARNERS = [("dqn", "huber"), ("dqn", "mse_softmax"), ("dqn", "two_hot"), ("full_rainbow", "c51")]
+LEARNERS = [("dqn", "mse"), ("dqn", "hl_gauss"), ("dqn", "c51"), ("rainbow", "c51"), ("rainbow", "hl_gauss")]
+LEARNERS += [pytest.param(*pair, marks=pytest.mark.slow) for pair in [*SLOW_LEARNERS, ("soft_moe", "hl_gauss")]]
 
 
 @pytest.mark.parametrize("agent, head", LEARNERS)
