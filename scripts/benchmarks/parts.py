@@ -12,8 +12,8 @@ import numpy as np
 from agents.environments import Atari
 from agents.trainer import check_memory
 from benchmarks.timing import seconds_of, summary
-from benchmarks.updates import build, compiled
-from replay.ring import Replay, TimeStep
+from benchmarks.updates import build, compiled, random_step
+from replay.ring import Replay
 from replay.samplers import Prioritized, Uniform
 
 NETWORKS = ("NatureCNN, SAME", "NatureCNN, VALID", "ImpalaCNN")
@@ -23,19 +23,11 @@ SAMPLERS = {"uniform": Uniform(), "prioritised": Prioritized()}
 
 def filled(ring: Replay, num_envs: int):
     """Makes a ring whose rows all count as filled, every transition with the priority of a loss of 1; and a step."""
-    random = np.random.default_rng(0)
-    step = TimeStep(
-        action_tm1=random.integers(18, size=num_envs, dtype=np.int32),
-        r_t=np.zeros(num_envs, np.float32),
-        terminated=np.zeros(num_envs, bool),
-        first=np.zeros(num_envs, bool),
-        observation=random.integers(256, size=(num_envs, 84, 84), dtype=np.uint8),
-    )
     state = ring.init(num_envs, (84, 84), np.uint8)
     rows, ones = ring.num_rows(num_envs), jnp.ones(ring.num_rows(num_envs) * num_envs)
     losses = {name: ones for name in ("loss", "excess_loss", "td_error")}
     priorities = ring.sampler.update(state.priorities, jnp.arange(ones.size), losses)
-    return state._replace(size=jnp.int32(rows), priorities=priorities), step
+    return state._replace(size=jnp.int32(rows), priorities=priorities), random_step(num_envs)
 
 
 def replay(sampler: str, capacity: int, repeats: int, seconds: float, num_envs: int = 8) -> dict:

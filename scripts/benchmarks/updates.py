@@ -67,6 +67,18 @@ def random_batch(trainer: Trainer, size: int) -> Transition:
     return jax.device_put(Transition(frames(), actions(), rewards, discounts, frames(), actions(), ones))
 
 
+def random_step(games: int) -> TimeStep:
+    """Makes a step of all games with random frames, in the midst of their episodes."""
+    random = np.random.default_rng(0)
+    return TimeStep(
+        action_tm1=random.integers(18, size=games, dtype=np.int32),
+        r_t=random.integers(-1, 2, games).astype(np.float32),
+        terminated=np.zeros(games, bool),
+        first=np.zeros(games, bool),
+        observation=random.integers(256, size=(games, 84, 84), dtype=np.uint8),
+    )
+
+
 def compiled(trainer: Trainer, batch_size: int = 32):
     """Compiles the update; returns what makes one on a random batch, its GFLOP, and the seconds of compilation."""
     x = trainer.experiment
@@ -109,18 +121,9 @@ def rows(wanted, args) -> Iterator[dict]:
 def step(agent: str, head: str, *bindings: str):
     """Makes a function that makes one update as in training: sampled from a filled replay, with new priorities."""
     trainer = build(agent, head, "NatureCNN, SAME", *bindings)
-    random, games = np.random.default_rng(0), trainer.experiment.num_envs
     trainer.allocate_replay()
     while trainer.agent_steps < trainer.experiment.warmup_steps:
-        trainer.add(
-            TimeStep(
-                action_tm1=random.integers(18, size=games, dtype=np.int32),
-                r_t=random.integers(-1, 2, games).astype(np.float32),
-                terminated=np.zeros(games, bool),
-                first=np.zeros(games, bool),
-                observation=random.integers(256, size=(games, 84, 84), dtype=np.uint8),
-            )
-        )
+        trainer.add(random_step(trainer.experiment.num_envs))
 
     def call():
         trainer.agent_steps += 4
