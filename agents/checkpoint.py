@@ -3,6 +3,8 @@
 checkpoints/<agent_steps>/learner/   parameters, target, optimizer, random key: small, all that `evaluate` reads
                           replay/    the filled rows of the ring, compressed, and their priorities
                           progress/  counters, and the sizes of the log files at that moment
+
+Orbax takes a quarter of all imports' time, so it is imported where it is used: help and refused flags do without.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
 from replay.ring import ReplayState
 
@@ -27,6 +28,8 @@ class Checkpointer:
     """
 
     def __init__(self, run_dir, read_only: bool = False):
+        import orbax.checkpoint as ocp
+
         directory = Path(run_dir).resolve() / "checkpoints"
         if not read_only:
             directory.mkdir(parents=True, exist_ok=True)
@@ -47,15 +50,17 @@ class Checkpointer:
 
     def save(self, agent_steps: int, state, replay_state: ReplayState, progress: dict[str, Any]) -> None:
         """Writes a checkpoint; it exists only once it is complete."""
+        from orbax.checkpoint import args as ocp
+
         size = int(replay_state.size)
         rows = jax.tree.map(lambda ring: np.asarray(ring)[:size], replay_state.steps)
         replay = {"steps": rows._asdict(), "head": replay_state.head, "priorities": replay_state.priorities}
         self._manager.save(
             agent_steps,
-            args=ocp.args.Composite(
-                learner=ocp.args.PyTreeSave(state._asdict()),
-                replay=ocp.args.PyTreeSave(replay),
-                progress=ocp.args.JsonSave({**progress, "replay_rows": size}),
+            args=ocp.Composite(
+                learner=ocp.PyTreeSave(state._asdict()),
+                replay=ocp.PyTreeSave(replay),
+                progress=ocp.JsonSave({**progress, "replay_rows": size}),
             ),
         )
 
@@ -67,7 +72,9 @@ class Checkpointer:
 
     def restore_progress(self) -> dict[str, Any]:
         """Restores the counters."""
-        return self._restore(progress=ocp.args.JsonRestore())["progress"]
+        from orbax.checkpoint import args as ocp
+
+        return self._restore(progress=ocp.JsonRestore())["progress"]
 
     def restore_replay(self, empty: ReplayState) -> ReplayState:
         """Restores the ring into an empty one, which is donated."""
@@ -85,11 +92,13 @@ class Checkpointer:
         return ReplayState(steps, saved["head"], jnp.int32(size), saved["priorities"])
 
     def _restore(self, **items):
+        from orbax.checkpoint import args as ocp
+
         step = self.latest()
         if step is None:
             raise FileNotFoundError(f"There is no checkpoint in {self._manager.directory}.")
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**items))
+            return self._manager.restore(step, args=ocp.Composite(**items))
         except Exception as error:  # orbax raises of all kinds
             reason = str(error).partition("\n")[0][:200]
             raise OSError(
@@ -110,5 +119,7 @@ def _on_device(tree):
 
 def _like(tree):
     """Asks orbax for the leaves that `tree` names, with their types: jax arrays or numpy arrays."""
+    import orbax.checkpoint as ocp
+
     restore_args = ocp.checkpoint_utils.construct_restore_args(tree)
     return ocp.args.PyTreeRestore(tree, restore_args=restore_args, partial_restore=True)

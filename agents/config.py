@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import gin
 import gin.config as gin_state  # its bindings have no public accessors
@@ -29,22 +30,29 @@ from agents.config_checks import (
 )
 from agents.experiment import Experiment
 
-__all__ = ["ConfigError", "folder", "load", "resolve", "settings", "shipped"]
+__all__ = ["Config", "ConfigError", "folder", "load", "resolve", "settings", "shipped"]
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
 BASE = str(CONFIGS / "base.gin")
 
 
-def load(files, bindings=()) -> tuple[Experiment, list[str]]:
+class Config(NamedTuple):
+    """What gin files and bindings describe."""
+
+    experiment: Experiment
+    overrides: list[str]  # one line for each value that a later source changed
+    settings: dict[str, str]  # all values in use, defaults included: 'Class.parameter' -> its gin representation
+    text: str  # the composed gin file
+    operative_text: str  # all values in use as a gin file
+
+
+def load(files, bindings=()) -> Config:
     """Composes gin files and bindings and builds the experiment they describe.
 
     Args:
       files: paths, later ones win; relative ones are looked up from the working directory, then the project's.
       bindings: lines such as 'Learner.batch_size = 64', which win over all files.
-
-    Returns:
-      The experiment, and one line for each value that a later source changed.
 
     Raises:
       ConfigError: for anything that would not take effect as written.
@@ -81,7 +89,7 @@ def load(files, bindings=()) -> tuple[Experiment, list[str]]:
         if selector == key.selector and is_prefix(key.scope, scope) and (number < by or number in lenient)
     }
     refuse_unused({key: names[number] for key, number in sources.items()}, obsolete)
-    return experiment, overrides
+    return Config(experiment, overrides, settings(), gin.config_str(), gin.operative_config_str())
 
 
 @cache

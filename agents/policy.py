@@ -71,7 +71,7 @@ def load(run_dir) -> Policy:
     checkpointer = Checkpointer(path, read_only=True) if (path / "checkpoints").is_dir() else None
     if checkpointer is None or checkpointer.latest() is None:
         raise FileNotFoundError(f"{run_dir} has no checkpoint yet.")
-    experiment, _ = config.load([path / "config.gin"])
+    experiment = config.load([path / "config.gin"]).experiment
     network, observation = experiment.build_network()
     params = jax.eval_shape(network.init, jax.random.key(0), observation)
     params = checkpointer.restore_learner({"params": params})["params"]

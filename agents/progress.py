@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a live bar on a terminal, plain lines elsewhere."""
+"""What a person sees while runs train: a live bar for each on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -9,31 +9,45 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 
 class ProgressDisplay:
-    """Shows agent steps, frames, return, steps/s and the time left.
+    """Owns the console, which bars share."""
 
-    Args:
-      start: agent steps done by earlier runs of the same command.
-      total: agent steps in the run.
-      frames_per_step: emulator frames per agent step.
-    """
+    def __init__(self):
+        self.console = Console(file=sys.stdout, highlight=False)
+        self.progress = None
+        if self.console.is_terminal:
+            columns = TextColumn("{task.fields[label]}{task.completed:,}/{task.total:,} agent steps{task.description}")
+            self.progress = Progress(BarColumn(bar_width=20), columns, console=self.console)
+            self.progress.start()
 
-    def __init__(self, start: int, total: int, frames_per_step: int):
-        self._total, self._frames_per_step = total, frames_per_step
-        self._console = Console(file=sys.stdout, highlight=False)
-        self._bar = None
-        if self._console.is_terminal:
-            self._bar = Progress(
-                BarColumn(bar_width=20),
-                TextColumn("{task.completed:,}/{task.total:,} agent steps{task.description}"),
-                console=self._console,
-            )
-            self._task = self._bar.add_task("", completed=start, total=total)
-            self._bar.start()
+    def add(self, label: str, start: int, total: int, frames_per_step: int) -> Bar:
+        """Adds a bar.
+
+        Args:
+          label: what tells it from others, '' for a single one.
+          start: agent steps done by earlier runs of the same command.
+          total: agent steps in the run.
+          frames_per_step: emulator frames per agent step.
+        """
+        return Bar(self, f"{label}: " if label else "", start, total, frames_per_step)
+
+    def close(self) -> None:
+        """Leaves the bars as they stand."""
+        if self.progress:
+            self.progress.stop()
+
+
+class Bar:
+    """Shows agent steps, frames, return, steps/s and the time left of one run; made by `ProgressDisplay.add`."""
+
+    def __init__(self, display: ProgressDisplay, label: str, start: int, total: int, frames_per_step: int):
+        self._display, self._label, self._total, self._frames_per_step = display, label, total, frames_per_step
+        if display.progress:
+            self._task = display.progress.add_task("", completed=start, total=total, label=label)
 
     def advance(self, agent_steps: int) -> None:
         """Moves the bar."""
-        if self._bar:
-            self._bar.update(self._task, completed=agent_steps)
+        if self._display.progress:
+            self._display.progress.update(self._task, completed=agent_steps)
 
     def update(self, agent_steps: int, episode_return: float | None, steps_per_second: float) -> None:
         """Shows the state at a log point; the return is the mean of the latest episodes, None before the first."""
@@ -43,16 +57,11 @@ class ProgressDisplay:
             f", {agent_steps * self._frames_per_step:,} frames, return {shown}, {steps_per_second:.0f} steps/s, "
             f"ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
         )
-        if self._bar:
-            self._bar.update(self._task, completed=agent_steps, description=text)
+        if self._display.progress:
+            self._display.progress.update(self._task, completed=agent_steps, description=text)
         else:
-            print(f"{agent_steps:,}/{self._total:,} agent steps{text}", flush=True)
+            print(f"{self._label}{agent_steps:,}/{self._total:,} agent steps{text}", flush=True)
 
     def print(self, text: str) -> None:
-        """Prints a line, above the bar if there is one."""
-        self._console.print(text, markup=False, soft_wrap=True)
-
-    def close(self) -> None:
-        """Leaves the bar as it stands."""
-        if self._bar:
-            self._bar.stop()
+        """Prints a line, above the bars if there are any."""
+        self._display.console.print(self._label + text, markup=False, soft_wrap=True)

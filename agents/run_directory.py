@@ -22,7 +22,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gin
 import jax
 
 from agents import config
@@ -96,7 +95,7 @@ def refuse_other_settings(run_dir: Path, manifest: dict, settings: dict[str, str
         )
 
 
-def create(run_dir: Path, trainer, settings: dict[str, str]) -> None:
+def create(run_dir: Path, trainer, cfg: config.Config) -> None:
     """Creates a run directory; the manifest, written last, makes it one."""
     x = trainer.experiment
     manifest = {
@@ -106,23 +105,22 @@ def create(run_dir: Path, trainer, settings: dict[str, str]) -> None:
         "num_envs": x.num_envs,
         "parameters": trainer.num_parameters,
         "replay_bytes": trainer.replay_bytes,
-        "settings": settings,
     }
     run_dir.mkdir(parents=True, exist_ok=True)
-    _write(run_dir, manifest)
+    _write(run_dir, manifest, cfg)
 
 
-def resume(run_dir: Path, manifest: dict, agent_steps: int, settings: dict[str, str]) -> None:
+def resume(run_dir: Path, manifest: dict, agent_steps: int, cfg: config.Config) -> None:
     """Adds to the manifest that, and by what, the run is continued at `agent_steps`."""
     resumed = [*manifest.get("resumed", []), {"agent_steps": agent_steps, **_provenance()}]
-    _write(run_dir, {**manifest, "settings": settings, "resumed": resumed})
+    _write(run_dir, {**manifest, "resumed": resumed}, cfg)
 
 
-def _write(run_dir: Path, manifest: dict) -> None:
-    (run_dir / "config.gin").write_text(gin.config_str())
-    (run_dir / "operative_config.gin").write_text(gin.operative_config_str())
+def _write(run_dir: Path, manifest: dict, cfg: config.Config) -> None:
+    (run_dir / "config.gin").write_text(cfg.text)
+    (run_dir / "operative_config.gin").write_text(cfg.operative_text)
     partial = run_dir / f"{MANIFEST}.partial"
-    partial.write_text(json.dumps(manifest, indent=2) + "\n")
+    partial.write_text(json.dumps({**manifest, "settings": cfg.settings}, indent=2) + "\n")
     partial.replace(run_dir / MANIFEST)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from functools import partial
 from typing import Any
@@ -11,8 +12,10 @@ import numpy as np
 import psutil
 
 from agents import evaluation
+from agents.diagnosis import make_diagnose
 from agents.experiment import Experiment
-from agents.learner import gather, make_diagnose, make_step, make_update, spread
+from agents.learner import make_update
+from agents.step import gather, make_step, spread
 from replay.samplers import Uniform
 
 # The features are measured on 2,048 states as in Kumar et al. 2021; in batches, for the sake of memory.
@@ -31,12 +34,12 @@ class Trainer:
 
     def __init__(self, experiment: Experiment):
         x = self.experiment = experiment
-        self.agent_steps = 0
         self.network, observation = x.build_network()
         self._stack, *self._shape = observation.shape[1:]
         self._dtype = observation.dtype
         check_memory(self.replay_bytes, x.replay.capacity)
         self._mesh = x.learner.mesh()
+        self._num_seeds = 1  # that learn in one call
 
         self.act = jax.jit(partial(x.agent.act, self.network, x.head), static_argnames="noise")
         window = {"stack": self._stack, "n_step": x.agent.n_step}
@@ -49,9 +52,30 @@ class Trainer:
         self._diagnose = make_diagnose(x.agent, self.network, x.head, sample, DIAGNOSE_BATCHES)
         self._add = jax.jit(partial(x.replay.add, **window), donate_argnums=0)
 
-        self._place(jax.jit(partial(x.learner.init, self.network))(jax.random.key(x.seed), observation))
+        self._init = partial(jax.jit(partial(x.learner.init, self.network)), observation=observation)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._place(self._init(key=jax.random.key(self.experiment.seed)))
         self.replay_state = None
-        self.updates, self._sums = 0, {}
+        self.agent_steps, self.updates, self._sums = 0, 0, {}
+
+    def with_seeds(self, seeds) -> list[Trainer]:
+        """Returns a trainer for each of several seeds; they share compiled functions, and calls of `learn`.
+
+        Raises:
+          MemoryError: if their replays do not fit together.
+          ValueError: if a mesh of devices is to share each batch.
+        """
+        if self._mesh is not None:
+            raise ValueError("Several seeds learn on one device: pass --seeds or --mesh, not both.")
+        check_memory(self.replay_bytes, self.experiment.replay.capacity, len(seeds))
+        trainers = [copy.copy(self) for _ in seeds]
+        for trainer, seed in zip(trainers, seeds, strict=True):
+            trainer.experiment = dataclasses.replace(self.experiment, seed=seed)
+            trainer._num_seeds = len(seeds)
+            trainer._begin()
+        return trainers
 
     def _place(self, state) -> None:
         self.state = state if self._mesh is None else spread(self._mesh, state)
@@ -92,13 +116,21 @@ class Trainer:
         self.replay_state = self._add(self.replay_state, step)
         self.agent_steps += int(np.sum(~step.first))
 
-    def learn(self) -> None:
-        """Makes the updates that are due for the agent steps stored so far."""
-        due = self.experiment.updates_due(self.agent_steps)
+    def learn(self, *others: Trainer) -> None:
+        """Makes the updates that are due for the agent steps stored so far.
+
+        Args:
+          others: trainers of other seeds, from `with_seeds`. A call is made for all together where all have updates
+            due; else for each alone, which is rare: seeds get out of step by an agent step for each episode's end.
+        """
         per_call = self.experiment.updates_per_call
-        while self.updates + per_call <= due:
-            self.state, self.replay_state, self._sums = self._step(self.state, self.replay_state, self._sums)
-            self.updates += per_call
+        is_due = lambda trainer: trainer.updates + per_call <= trainer.experiment.updates_due(trainer.agent_steps)
+        while due := list(filter(is_due, (self, *others))):
+            for group in [due] if len(due) == self._num_seeds else [[trainer] for trainer in due]:
+                results = self._step(*zip(*((t.state, t.replay_state, t._sums) for t in group), strict=True))
+                for trainer, state, replay_state, sums in zip(group, *results, strict=True):
+                    trainer.state, trainer.replay_state, trainer._sums = state, replay_state, sums
+                    trainer.updates += per_call
 
     def metrics(self) -> dict[str, float]:
         """Means over the updates since the last call; empty if there were none."""
@@ -134,15 +166,18 @@ class Trainer:
         return checkpointer.restore_progress()
 
 
-def check_memory(needed: int, capacity: int) -> None:
-    """Raises MemoryError if `needed` bytes do not fit on the learner's device, with the flag to change."""
+def check_memory(replay_bytes: int, capacity: int, seeds: int = 1) -> None:
+    """Raises MemoryError if the replays of all seeds do not fit on the learner's device, with the flag to change."""
     device = jax.devices()[0]
     stats = device.memory_stats() or {}
     free = stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else psutil.virtual_memory().available
     usable = int(0.9 * free)  # the rest is for the network and its gradients
+    needed = seeds * replay_bytes
     if needed > usable:
-        fits = int(capacity * usable / needed)
+        fits = int(capacity * usable / needed) // 1000 * 1000
+        one, many = f"The replay of {capacity:,} transitions takes", f"{seeds} replays of {capacity:,} transitions take"
+        fewer = f", or --seeds {usable // replay_bytes}" if seeds > 1 and usable >= replay_bytes else ""
         raise MemoryError(
-            f"The replay of {capacity:,} transitions takes {needed / 1e9:.2f} GB; {device.platform.upper()} has "
-            f"{free / 1e9:.2f} GB free. Pass --replay_capacity {fits // 1000 * 1000} or less."
+            f"{one if seeds == 1 else many} {needed / 1e9:.2f} GB; {device.platform.upper()} has {free / 1e9:.2f} GB "
+            f"free. Pass --replay_capacity {fits} or less{fewer}."
         )

@@ -6,6 +6,7 @@ examples:
   python scripts/benchmark.py updates --only soft_moe      compiled updates, of which the rows that contain this
   python scripts/benchmark.py growth replay                by batch, width and experts; by the replay's capacity
   python scripts/benchmark.py ratios                       heads, and prioritised replay, by turns
+  python scripts/benchmark.py seeds                        several seeds in one call
   python scripts/benchmark.py actors                       choosing actions; the games alone
   python scripts/benchmark.py training start               whole runs on Pong against what their parts allow; start-up
   python scripts/benchmark.py --against serial             by turns with the classic loop: one game, no overlap
@@ -38,6 +39,7 @@ SECTIONS = {
     "updates": partial(updates.rows, updates.UPDATES),
     "growth": partial(updates.rows, updates.GROWTH),
     "ratios": updates.ratio_rows,
+    "seeds": updates.seed_rows,
     "replay": parts.replay_rows,
     "actors": parts.actor_rows,
     "training": training.rows,

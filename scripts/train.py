@@ -19,18 +19,19 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from agents import launch
 
 if __name__ == "__main__":
     launch.prepare()
 
-import gin
+import jax
 
 from agents import config, run_directory
 from agents.checkpoint import Checkpointer
 from agents.environments import Atari
-from agents.loop import train
+from agents.loop import Run, train
 from agents.trainer import Trainer
 
 DEFAULT_HEADS = {"rainbow": "c51", "full_rainbow": "c51"}  # the agents' own; hl_gauss for all others
@@ -52,6 +53,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         "--env", help="id of a Gymnasium environment, e.g. CartPole-v1, MinAtar/Breakout-v1, module:Id-v0"
     )
     add("--seed", type=int, help="determines parameters, games, exploration and sampling")
+    add("--seeds", type=int, metavar="K", help="train K seeds in one process, from --seed on (for accelerators)")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="length of the run in agent steps")
     length.add_argument("--frames", type=int, help="length of the run in frames (4 per agent step on Atari)")
@@ -122,19 +124,71 @@ def bindings(args) -> list[str]:
     return [f"{name} = {value!r}" for name, value in flags.items() if value is not None] + args.gin_bindings
 
 
-def load(args, **more):
-    """Builds the experiment of a command line and `more` bindings to `Experiment`; returns it with its overrides."""
+def load(args, **more) -> config.Config:
+    """Loads the configuration of a command line, with `more` bindings to `Experiment`."""
     files, lines = gin_files(args), bindings(args)
-    experiment, overrides = config.load(files, lines)
+    cfg = config.load(files, lines)
     if args.frames is not None:
-        more["total_steps"] = args.frames // experiment.environment.frames_per_step
+        more["total_steps"] = args.frames // cfg.experiment.environment.frames_per_step
     if more:
-        lines += [f"Experiment.{name} = {value}" for name, value in more.items()]
-        experiment, overrides = config.load(files, lines)
-    return experiment, overrides
+        cfg = config.load(files, lines + [f"Experiment.{name} = {value}" for name, value in more.items()])
+    return cfg
 
 
-def announce(trainer: Trainer, files, run_dir: Path, logdir, start: str, overrides) -> None:
+class Job(NamedTuple):
+    """A seed of the command line: its configuration, and the run directory as it is found."""
+
+    cfg: config.Config
+    run_dir: Path
+    manifest: dict | None  # None if there is no run yet
+    start: int  # agent steps of its newest checkpoint
+
+    @property
+    def seed(self) -> int:
+        """Its seed."""
+        return self.cfg.experiment.seed
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to train."""
+        return self.start >= self.cfg.experiment.total_steps
+
+    @property
+    def how(self) -> str:
+        """How it starts."""
+        if self.start:
+            return f"goes on at {self.start:,} agent steps"
+        return "starts over: it has no checkpoint" if self.manifest else "new"
+
+
+def job(args) -> Job:
+    """Loads a configuration and looks into its run directory, without changing it."""
+    cfg = load(args)
+    name = run_directory.name(cfg.experiment, gin_files(args)[1:], args.gin_bindings)
+    run_dir = Path(args.run_dir or Path(args.base_dir, name))
+    manifest = run_directory.read_manifest(run_dir)
+    if cfg.settings["Experiment.num_envs"] == "0":  # a run keeps the number it was started with
+        args = argparse.Namespace(**vars(args) | {"num_envs": None})
+        cfg = load(args, num_envs=manifest["num_envs"] if manifest else cfg.experiment.num_envs)
+    if manifest:
+        run_directory.refuse_other_settings(run_dir, manifest, cfg.settings)
+    return Job(cfg, run_dir, manifest, (latest_checkpoint(run_dir) or 0) if manifest else 0)
+
+
+def jobs(args) -> list[Job]:
+    """One job, or with `--seeds` one for each seed."""
+    first = job(args)
+    if args.seeds is None:
+        return [first]
+    if args.seeds < 1:
+        raise config.ConfigError(f"--seeds is a number of seeds; got {args.seeds}.")
+    if args.run_dir:
+        raise config.ConfigError("--run_dir is one directory, and --seeds needs one for each. Use --base_dir instead.")
+    seeds = range(first.seed, first.seed + args.seeds)
+    return [first, *(job(argparse.Namespace(**vars(args) | {"seed": seed})) for seed in seeds[1:])]
+
+
+def announce(trainer: Trainer, todo: list[Job], args) -> None:
     """Prints what is about to run."""
     x, env = trainer.experiment, trainer.experiment.environment
     if run_directory.unused_gpu():
@@ -142,6 +196,8 @@ def announce(trainer: Trainer, files, run_dir: Path, logdir, start: str, overrid
             "*" * 100 + "\nWARNING: this machine has a GPU, but JAX runs on the CPU, many times slower.\n"
             "Install JAX for it: make setup EXTRA=cuda13\n" + "*" * 100
         )
+    if len(todo) > 1 and jax.default_backend() == "cpu":
+        print("WARNING: on a CPU several seeds learn faster as processes of their own, each with its --seed.")
     protocol = ", ".join(f"{field.name} {getattr(env, field.name)}" for field in dataclasses.fields(env))
     frames = x.total_steps * env.frames_per_step
     order = (
@@ -149,22 +205,23 @@ def announce(trainer: Trainer, files, run_dir: Path, logdir, start: str, overrid
         if x.overlap
         else "stepped in turn with the learner"
     )
-    presets = [Path(file) for file in files if config.folder(file) == "presets"]
+    presets = [Path(file) for file in gin_files(args) if config.folder(file) == "presets"]
+    seeds, times = [str(job.seed) for job in todo], f"{len(todo)} times " if len(todo) > 1 else ""
     rows = {
         "Preset": "; ".join(f"{path.stem}: {path.read_text().partition(chr(10))[0].strip('# ')}" for path in presets),
-        "Run": f"{run_dir} ({start})",
+        "Run": ("\n" + " " * 10).join(f"{job.run_dir} ({job.how})" for job in todo),
         "Device": run_directory.device(),
         "Protocol": f"{type(env).__name__}: {protocol}",
-        "Length": f"{x.total_steps:,} agent steps = {frames:,} frames, seed {x.seed}",
+        "Length": f"{x.total_steps:,} agent steps = {frames:,} frames, seed {', '.join(seeds)}",
         "Games": f"{x.num_envs}, {order}",
         "Head": f"{x.head}",
         "Network": f"{trainer.num_parameters:,} parameters",
-        "Replay": f"{x.replay.capacity:,} transitions, {trainer.replay_bytes / 1e9:.2f} GB, allocated at once",
-        "Curves": f"{program('tensorboard')} --logdir {logdir}",
+        "Replay": f"{times}{x.replay.capacity:,} transitions, {trainer.replay_bytes / 1e9:.2f} GB, allocated at once",
+        "Curves": f"{program('tensorboard')} --logdir {args.run_dir or args.base_dir}",
     }
     for key, text in rows.items():
         print(f"{key:<9} {text}")
-    for line in overrides:
+    for line in todo[0].cfg.overrides:
         print(f"Override  {line}")
 
 
@@ -182,47 +239,50 @@ def evaluate_command(run_dir: Path) -> str:
 def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     args = parse_args(argv)
-    files = gin_files(args)
-    experiment, overrides = load(args)
-    run_dir = Path(args.run_dir or Path(args.base_dir, run_directory.name(experiment, files[1:], args.gin_bindings)))
-    manifest = run_directory.read_manifest(run_dir)
-    if config.settings()["Experiment.num_envs"] == "0":  # a run keeps the number it was started with
-        args.num_envs = None
-        experiment, overrides = load(args, num_envs=manifest["num_envs"] if manifest else experiment.num_envs)
-    settings = config.settings()
+    wanted = jobs(args)
     if args.print_config:
-        print(gin.operative_config_str())
+        print(wanted[0].cfg.operative_text)
+        return 0
+    for job in wanted:
+        if job.finished:
+            print(f"{job.run_dir} is finished: {job.start:,} agent steps. Pass more --steps to go on, or evaluate it:")
+            print(evaluate_command(job.run_dir))
+    todo = [job for job in wanted if not job.finished]
+    if not todo:
         return 0
 
-    start = 0
-    if manifest:
-        run_directory.refuse_other_settings(run_dir, manifest, settings)
-        start = latest_checkpoint(run_dir) or 0
-        if start >= experiment.total_steps:
-            print(f"{run_dir} is finished: {start:,} agent steps. Pass more --steps to go on, or evaluate it:")
-            print(evaluate_command(run_dir))
-            return 0
-    trainer = Trainer(experiment)
-    if not manifest:
-        run_directory.create(run_dir, trainer, settings)
-    with run_directory.lock(run_dir):
-        if manifest:
-            run_directory.resume(run_dir, manifest, start, settings)
-        how = (
-            f"goes on at {start:,} agent steps" if start else "starts over: it has no checkpoint" if manifest else "new"
-        )
-        announce(trainer, files, run_dir, args.run_dir or args.base_dir, how, overrides)
-        interrupted_by = train(trainer, run_dir, (gin.operative_config_str(), settings), args.profile)
-    if interrupted_by:
-        print(f"Interrupted at {trainer.agent_steps:,} agent steps; all is saved. ", end="")
-        if trainer.agent_steps < experiment.total_steps:
-            print("The same command goes on from there.")
-        else:
-            print(f"Only the final evaluation is missing: {evaluate_command(run_dir)}")
-        return 128 + interrupted_by
-    can_be_shown = isinstance(experiment.environment, Atari)  # others may need packages of their own to render
-    print(f"Finished: {run_dir}\nEvaluate: {evaluate_command(run_dir)}{' --video out.mp4' if can_be_shown else ''}")
-    return 0
+    trainers = [Trainer(todo[0].cfg.experiment)]
+    if len(todo) > 1:
+        trainers = trainers[0].with_seeds([job.seed for job in todo])
+    with contextlib.ExitStack() as locks:
+        for job, trainer in zip(todo, trainers, strict=True):
+            if not job.manifest:
+                run_directory.create(job.run_dir, trainer, job.cfg)
+            locks.enter_context(run_directory.lock(job.run_dir))
+            if job.manifest:
+                run_directory.resume(job.run_dir, job.manifest, job.start, job.cfg)
+        announce(trainers[0], todo, args)
+        runs = [
+            Run(trainer, job.run_dir, (job.cfg.operative_text, job.cfg.settings))
+            for job, trainer in zip(todo, trainers, strict=True)
+        ]
+        interrupted_by = train(runs, args.profile)
+    for run in runs:
+        print(outcome(run))
+    return 128 + interrupted_by if interrupted_by else 0
+
+
+def outcome(run: Run) -> str:
+    """What has become of a run."""
+    x, steps = run.trainer.experiment, run.trainer.agent_steps
+    if run.evaluated:
+        can_be_shown = isinstance(x.environment, Atari)  # others may need packages of their own to render
+        video = " --video out.mp4" if can_be_shown else ""
+        return f"Finished: {run.run_dir}\nEvaluate: {evaluate_command(run.run_dir)}{video}"
+    interrupted = f"Interrupted at {steps:,} agent steps; all is saved. "
+    if steps < x.total_steps:
+        return interrupted + "The same command goes on from there."
+    return interrupted + f"Only the final evaluation is missing: {evaluate_command(run.run_dir)}"
 
 
 def latest_checkpoint(run_dir: Path) -> int | None:

@@ -55,7 +55,8 @@ TORSOS = {
 
 
 def load(*argv):
-    return train.load(train.parse_args(argv))
+    """The experiment and the overrides of a command line."""
+    return train.load(train.parse_args(argv))[:2]
 
 
 def bind(*lines):
@@ -120,7 +121,7 @@ def test_every_torso_goes_with_every_agent_and_task(task, torso, agent, tmp_path
 def comes_back(experiment, tmp_path):
     before = config.settings()
     (tmp_path / "config.gin").write_text(gin.config_str())
-    again, overrides = config.load([tmp_path / "config.gin"])
+    again, overrides, *_ = config.load([tmp_path / "config.gin"])
     assert config.settings() == before and not overrides
     for part in ("environment", "agent", "head", "replay"):
         assert getattr(again, part) == getattr(experiment, part)
@@ -503,8 +504,7 @@ def test_print_config(tmp_path, monkeypatch, capsys):
 
 def name_of(*argv):
     args = train.parse_args(argv)
-    experiment, _ = train.load(args)
-    return str(run_directory.name(experiment, train.gin_files(args)[1:], args.gin_bindings))
+    return str(run_directory.name(train.load(args).experiment, train.gin_files(args)[1:], args.gin_bindings))
 
 
 def test_names_of_runs(own):
@@ -541,10 +541,10 @@ def test_different_bindings_make_different_names(one, other):
 @pytest.fixture
 def run_dir(tmp_path):
     """A run directory as the first start makes it, without training; the settings of the run are in gin."""
-    experiment, _ = load("--head=mse")
-    trainer = SimpleNamespace(experiment=experiment, num_parameters=1, replay_bytes=1)
+    cfg = train.load(train.parse_args(["--head=mse"]))
+    trainer = SimpleNamespace(experiment=cfg.experiment, num_parameters=1, replay_bytes=1)
     assert run_directory.read_manifest(tmp_path / "run") is None
-    run_directory.create(tmp_path / "run", trainer, config.settings())
+    run_directory.create(tmp_path / "run", trainer, cfg)
     return tmp_path / "run"
 
 
@@ -553,7 +553,7 @@ def test_manifest_and_config_describe_the_run(run_dir):
     manifest = run_directory.read_manifest(run_dir)
     assert manifest["settings"] == config.settings() and manifest["num_envs"] >= 8
     assert manifest["protocol"]["sticky"] == 0.25 and manifest["versions"]["jax"] == jax.__version__
-    experiment, _ = config.load([run_dir / "config.gin"])
+    experiment = config.load([run_dir / "config.gin"]).experiment
     assert isinstance(experiment.learner, Learner) and experiment.head == Scalar("mse")
     assert "Scalar.loss_type = 'mse'" in (run_dir / "operative_config.gin").read_text()
 

@@ -10,9 +10,11 @@ import optax
 import pytest
 from scipy.special import erf, softmax
 
+from agents.diagnosis import make_diagnose
 from agents.dqn import DQN
 from agents.experiment import Experiment
-from agents.learner import Learner, make_diagnose, make_step, make_update
+from agents.learner import Learner, make_update
+from agents.step import make_step
 from agents.trainer import Trainer
 from networks.q_network import QNetwork
 from networks.torsos import MLP
@@ -195,22 +197,25 @@ def note_losses(priorities, index, items):
     return priorities.at[index].set(items["loss"])
 
 
-def run_step(num_updates, calls):
-    """The state, the priorities, the sums after some calls of `step`."""
+def run_step(num_updates, calls, seeds=(0,)):
+    """The state, the priorities, the sums of each seed after some calls of `step`."""
     update, state = build(Scalar("mse"))
-    sampler, sums = Sampler(), {}
-    step, replay = make_step(update, sampler, note_losses, num_updates), sampler.replay
+    sampler = Sampler()
+    step = make_step(update, sampler, note_losses, num_updates)
+    fresh = lambda tree: jax.tree.map(jnp.copy, tree)  # what is donated belongs to one seed
+    states = [fresh(state)._replace(key=jax.random.key(seed)) for seed in seeds]
+    replays, sums = [fresh(sampler.replay) for _ in seeds], [{} for _ in seeds]
     for _ in range(calls):
-        state, replay, sums = step(state, replay, sums)
-    return state, replay.priorities, sums
+        states, replays, sums = step(states, replays, sums)
+    return [(state, replay.priorities, sums) for state, replay, sums in zip(states, replays, sums, strict=True)]
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
 def test_k_updates_in_one_call_are_k_calls(backend, monkeypatch):
     """How many updates share a call is a matter of speed only; accelerators scan, CPUs loop."""
-    one, one_priorities, one_sums = run_step(1, 6)
+    [(one, one_priorities, one_sums)] = run_step(1, 6)
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    many, many_priorities, many_sums = run_step(3, 2)
+    [(many, many_priorities, many_sums)] = run_step(3, 2)
     monkeypatch.undo()
     assert_close(params_of(one), params_of(many), atol=1e-6)
     assert_close(one.opt_state, many.opt_state, atol=1e-6)
@@ -222,15 +227,31 @@ def test_k_updates_in_one_call_are_k_calls(backend, monkeypatch):
     assert_close(one_sums, many_sums, rtol=1e-5)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_seeds_in_one_call_learn_as_alone(backend, monkeypatch):
+    """Each draws the transitions that it draws alone, ten times; the priorities show which."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    together = run_step(2, 5, seeds=(3, 4, 5))
+    for seed, (state, priorities, sums) in zip((3, 4, 5), together, strict=True):
+        [(alone, alone_priorities, alone_sums)] = run_step(2, 5, seeds=(seed,))
+        assert jnp.array_equal(priorities > 0, alone_priorities > 0)
+        assert jnp.array_equal(jax.random.key_data(state.key), jax.random.key_data(alone.key))
+        assert int(state.updates) == 10
+        assert_close(params_of(state), params_of(alone), atol=1e-5)
+        assert_close(priorities, alone_priorities, atol=1e-5)
+        assert_close(sums, alone_sums, rtol=1e-4)
+
+
 def test_sums_add_up_the_metrics_of_all_updates():
     """The trainer divides by "updates" to log means."""
     update, state = build(Scalar("mse"))
+    state = state._replace(key=jax.random.key(0))
     update, sampler, losses = jax.jit(update), Sampler(), []
     for _ in range(3):
         key, sample_key = jax.random.split(state.key)
         state, _, metrics = update(state._replace(key=key), sampler(sampler.replay, sample_key)[0])
         losses.append(float(metrics["loss"]))
-    _, _, sums = run_step(1, 3)
+    [(_, _, sums)] = run_step(1, 3)
     assert float(sums["loss"]) == pytest.approx(sum(losses), rel=1e-4) and len(set(losses)) == 3
     trainer = SimpleNamespace(_sums=sums)
     means = Trainer.metrics(trainer)
@@ -246,10 +267,11 @@ def test_step_is_traced_once(backend, monkeypatch):
     sampler = Sampler()
     step, replay = make_step(update, sampler, note_losses, 2), sampler.replay
     monkeypatch.undo()
+    states, replays = [state], [replay]
     for _ in range(2):
-        sums = {}
+        sums = [{}]
         for _ in range(3):
-            state, replay, sums = step(state, replay, sums)
+            states, replays, sums = step(states, replays, sums)
     assert sampler.traces == 1
 
 
@@ -481,9 +503,9 @@ def test_updates_keep_the_replay_ratio(num_envs, replay_ratio):
     """Counted by the trainer itself after every step of all games, against a count per agent step."""
     experiment = schedule(num_envs, replay_ratio)
     assert experiment.updates_per_call == max(1, num_envs * replay_ratio)
-    step = lambda state, replay, sums: (state + experiment.updates_per_call, replay, sums)
+    step = lambda states, replays, sums: ([state + experiment.updates_per_call for state in states], replays, sums)
     trainer = SimpleNamespace(experiment=experiment, agent_steps=0, updates=0, state=0, replay_state=None, _sums={})
-    trainer._step = step
+    trainer._step, trainer._num_seeds = step, 1
     for _ in range(40):
         trainer.agent_steps += num_envs
         Trainer.learn(trainer)

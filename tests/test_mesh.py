@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(len(jax.devices()) < 4, reason="needs four devic
 def learn(num_devices):
     """A trainer of Rainbow that has made ten updates."""
     argv = catch("unused", "hl_gauss", 1000, f"--mesh=data={num_devices}", agent="rainbow")
-    trainer = Trainer(train.load(train.parse_args(argv))[0])
+    trainer = Trainer(train.load(train.parse_args(argv)).experiment)
     trainer.allocate_replay()
     random = np.random.default_rng(0)
     while trainer.updates < 10:

@@ -162,7 +162,7 @@ def test_the_head_of_the_readme_trains(tmp_path, monkeypatch):
 def test_restores_what_was_saved(tmp_path):
     """The ring, whether full or not, and the learner's state come back as they were."""
     for capacity, sampler in ((200, Uniform()), (1000, Uniform()), (200, Prioritized()), (1000, Prioritized())):
-        experiment, _ = train.load(train.parse_args(catch(tmp_path / "run", "hl_gauss", 400)))
+        experiment = train.load(train.parse_args(catch(tmp_path / "run", "hl_gauss", 400))).experiment
         experiment = dataclasses.replace(experiment, replay=Replay(capacity, sampler))
         saved, restored = Trainer(experiment), Trainer(experiment)
         saved.allocate_replay()

@@ -54,7 +54,7 @@ def build(agent: str, head: str, network: str, *bindings: str, full_action_space
     files = [config.BASE, config.shipped(".", agent), config.shipped("heads", head)]
     files += [config.shipped("torsos", torso)] if torso else []
     lines = [f"Atari.full_action_space = {full_action_space}", "Replay.capacity = 20_000", *of_network, *bindings]
-    return Trainer(config.load(files, lines)[0])
+    return Trainer(config.load(files, lines).experiment)
 
 
 def random_batch(trainer: Trainer, size: int) -> Transition:
@@ -118,19 +118,35 @@ def rows(wanted, args) -> Iterator[dict]:
         yield what | speed | {"compile s": compile_seconds}
 
 
-def step(agent: str, head: str, *bindings: str):
-    """Makes a function that makes one update as in training: sampled from a filled replay, with new priorities."""
-    trainer = build(agent, head, "NatureCNN, SAME", *bindings)
-    trainer.allocate_replay()
-    while trainer.agent_steps < trainer.experiment.warmup_steps:
-        trainer.add(random_step(trainer.experiment.num_envs))
+def step(agent: str, head: str, *bindings: str, seeds: int = 1):
+    """Makes a function that makes the updates of one call as in training, from a filled replay, with new priorities."""
+    trainers = build(agent, head, "NatureCNN, SAME", *bindings).with_seeds(range(seeds))
+    x = trainers[0].experiment
+    for trainer in trainers:
+        trainer.allocate_replay()
+        while trainer.agent_steps < x.warmup_steps:
+            trainer.add(random_step(x.num_envs))
+        trainer.agent_steps = x.warmup_steps
 
     def call():
-        trainer.agent_steps += 4
-        trainer.learn()
-        return trainer.state.params, trainer.replay_state.priorities
+        for trainer in trainers:
+            trainer.agent_steps += int(x.updates_per_call / x.replay_ratio)
+        Trainer.learn(*trainers)
+        return [(trainer.state.params, trainer.replay_state.priorities) for trainer in trainers]
 
     return call
+
+
+def seed_rows(args) -> Iterator[dict]:
+    """Times the updates of several seeds in one call: 16 of each, as with 64 games; on a CPU one of two seeds."""
+    on_cpu = jax.default_backend() == "cpu"
+    games, numbers = (1, (1, 2)) if on_cpu else (64, (1, 2, 5, 16))
+    calls = {n: step("dqn", "hl_gauss", f"Experiment.num_envs = {games}", seeds=n) for n in numbers}
+    times = by_turns(calls, args.repeats, args.seconds)
+    for seeds, seconds in times.items():
+        updates = seeds * max(1, games // 4)
+        gain = seeds * times[1] / seconds
+        yield {"seeds": seeds, "updates/s of all": summary(updates / seconds), "of all / of one": summary(gain)}
 
 
 def ratio_rows(args) -> Iterator[dict]:

@@ -1,0 +1,141 @@
+"""Several seeds in one process: each is the run that it would be alone."""
+
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import psutil
+import pytest
+from test_training import catch, policy_updates
+
+from agents import config, logger, trainer
+from agents.checkpoint import Checkpointer
+from agents.trainer import Trainer
+from scripts import train
+
+STEPS = 400
+
+
+def command(base_dir, *more, agent="dqn", steps=STEPS):
+    flags = catch("unused", "hl_gauss", steps, agent=agent)
+    return [flag for flag in flags if not flag.startswith("--run_dir")] + [f"--base_dir={base_dir}", *more]
+
+
+def run_dirs(base_dir):
+    return {int(path.name.removeprefix("seed")): path for path in base_dir.glob("*/*/seed*")}
+
+
+def contents(run_dir, steps=STEPS):
+    """The parameters, and all that the replay holds."""
+    experiment = config.load([run_dir / "config.gin"]).experiment
+    restored = Trainer(experiment)
+    restored.restore(Checkpointer(run_dir, read_only=True))
+    assert restored.agent_steps >= steps
+    return jax.device_get((restored.state.params, restored.replay_state))
+
+
+def series(run_dir):
+    """All that is logged, but for times."""
+    measured = ("seconds", "speed/steps_per_second", "speed/updates_per_second")
+    return [{tag: value for tag, value in row.items() if tag not in measured} for row in logger.read(run_dir)]
+
+
+def is_as_alone(together, alone):
+    (params, replay), (params_alone, replay_alone) = contents(together), contents(alone)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), params, params_alone)
+    jax.tree.map(np.testing.assert_array_equal, replay.steps, replay_alone.steps)
+    for one, other in zip(series(together), series(alone), strict=True):
+        assert one.keys() == other.keys() and one == pytest.approx(other, rel=1e-3, abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Rainbow with seeds 3 and 4, which plays at random throughout."""
+    base_dir = tmp_path_factory.mktemp("alone")
+    for seed in (3, 4):
+        assert (
+            train.main(command(base_dir, "--gin_bindings=DQN.epsilon_train = 1.0", f"--seed={seed}", agent="rainbow"))
+            == 0
+        )
+    return run_dirs(base_dir)
+
+
+def test_each_seed_is_the_run_it_would_be_alone(alone, tmp_path, monkeypatch, capsys):
+    """The same steps in its replay, updates at the same agent steps, the same parameters; episodes end at random, so
+    that seeds get out of step with one another. They share calls unless one of them has no updates due."""
+    sizes, make_step = [], trainer.make_step
+
+    def counting(*args):
+        step = make_step(*args)
+
+        def counted(states, *rest):
+            sizes.append(len(states))
+            return step(states, *rest)
+
+        return counted
+
+    monkeypatch.setattr(trainer, "make_step", counting)
+    more = ["--gin_bindings=DQN.epsilon_train = 1.0", "--seed=3", "--seeds=2"]
+    assert train.main(command(tmp_path, *more, agent="rainbow")) == 0
+    assert "seed 4: " in capsys.readouterr().out
+    together = run_dirs(tmp_path)
+    assert together.keys() == alone.keys() == {3, 4} and sizes.count(2) > sizes.count(1)
+    for seed in alone:
+        is_as_alone(together[seed], alone[seed])
+        assert f"Experiment.seed = {seed}\n" in (together[seed] / "config.gin").read_text()
+
+
+def test_interrupted_seeds_go_on(tmp_path, monkeypatch, capsys):
+    """Together or alone, from where each of them was; a finished one stays as it is."""
+    write, signals = logger.Logger.write, [signal.SIGTERM]
+
+    def write_then_kill(self, agent_steps, *args):
+        write(self, agent_steps, *args)
+        if agent_steps >= 300 and signals:
+            os.kill(os.getpid(), signals.pop())
+
+    monkeypatch.setattr(logger.Logger, "write", write_then_kill)
+    more = ["--gin_bindings=Experiment.overlap = True"]
+    assert train.main(command(tmp_path, "--seeds=2", *more)) == 128 + signal.SIGTERM
+    monkeypatch.undo()
+    assert capsys.readouterr().out.count("Interrupted at 3") == 2
+    assert train.main(command(tmp_path, "--seed=1", *more)) == 0
+    finished = shutil.copytree(run_dirs(tmp_path)[1], tmp_path / "copy")
+    capsys.readouterr()
+    assert train.main(command(tmp_path, "--seeds=2", *more)) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("is finished") == 1 and printed.count("goes on at 3") == 1
+    for seed, run_dir in run_dirs(tmp_path).items():
+        steps = [row["agent_steps"] for row in logger.read(run_dir)]
+        assert steps == sorted(steps) and steps[-1] >= STEPS
+        assert abs(policy_updates(run_dir) - (STEPS - 200) // 2) <= 4, seed
+    assert (finished / "metrics.jsonl").read_text() == (run_dirs(tmp_path)[1] / "metrics.jsonl").read_text()
+    assert train.main(command(tmp_path, "--seeds=2", *more)) == 0
+    assert capsys.readouterr().out.count("is finished") == 2
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--seeds=0"], "--seeds is a number of seeds; got 0"),
+        (["--seeds=2", "--run_dir=somewhere"], "--run_dir is one directory, and --seeds needs one for each"),
+        (["--seeds=2", "--mesh=data=2"], "pass --seeds or --mesh, not both"),
+    ],
+)
+def test_bad_input(flags, message, tmp_path):
+    with pytest.raises((config.ConfigError, ValueError), match=message):
+        train.main(command(tmp_path, *flags))
+    assert not any(tmp_path.iterdir())
+
+
+def test_replays_that_do_not_fit_together_are_refused(tmp_path, monkeypatch):
+    """One would; what is said is what to type."""
+    experiment = train.load(train.parse_args(command(tmp_path))).experiment
+    size = Trainer(experiment).replay_bytes
+    free = psutil.virtual_memory()._replace(available=int(2.5 * size / 0.9))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    with pytest.raises(MemoryError, match=r"5 replays of 5,000 transitions take .* or --seeds 2\."):
+        train.main(command(tmp_path, "--seeds=5"))
+    assert not any(tmp_path.iterdir())
