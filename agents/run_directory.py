@@ -95,12 +95,13 @@ def refuse_other_settings(run_dir: Path, manifest: dict, settings: dict[str, str
         )
 
 
-def create(run_dir: Path, trainer, cfg: config.Config) -> None:
+def create(run_dir: Path, trainer, cfg: config.Config, name: str) -> None:
     """Creates a run directory; the manifest, written last, makes it one."""
     x = trainer.experiment
     manifest = {
         **_provenance(),
         "protocol": {"environment": type(x.environment).__name__, **dataclasses.asdict(x.environment)},
+        "name": name,  # of the settings, for people
         "seed": x.seed,
         "num_envs": x.num_envs,
         "parameters": trainer.num_parameters,

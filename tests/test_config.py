@@ -544,7 +544,7 @@ def run_dir(tmp_path):
     cfg = train.load(train.parse_args(["--head=mse"]))
     trainer = SimpleNamespace(experiment=cfg.experiment, num_parameters=1, replay_bytes=1)
     assert run_directory.read_manifest(tmp_path / "run") is None
-    run_directory.create(tmp_path / "run", trainer, cfg)
+    run_directory.create(tmp_path / "run", trainer, cfg, "dqn-mse-fast")
     return tmp_path / "run"
 
 

@@ -1,0 +1,1 @@
+"""Behind `scripts/compare.py`: statistics over games and seeds, and the forms they are shown in."""

@@ -1,0 +1,131 @@
+"""What a comparison says: normalised scores, aggregates against frames, and tables of the last windows."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+
+from agents import evaluation
+from comparison import statistics
+from comparison.groups import TABLE_WINDOWS, Comparison
+
+THRESHOLDS = 101  # of performance profiles
+
+
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+    """The numbers behind all figures; every dict is by group.
+
+    Attributes:
+      comparison: what was compared.
+      unit: what a score is.
+      games: those that are aggregated.
+      last: scores of each run in the table, the mean of the last windows [R], and its games [R].
+      curves: aggregate -> [3, T], value with lower and upper end of the interval, against frames.
+      table: aggregate -> [3], of the last windows.
+      thresholds: of the profiles [K].
+      profiles: [3, K].
+      improvement: (x, y) -> [3], the probability that x beats y.
+      per_game: game -> [3, T], mean return over seeds with its interval, raw.
+    """
+
+    comparison: Comparison
+    unit: str
+    games: list[str]
+    last: dict[str, tuple[np.ndarray, np.ndarray]]
+    curves: dict[str, dict[str, np.ndarray]]
+    table: dict[str, dict[str, np.ndarray]]
+    thresholds: np.ndarray
+    profiles: dict[str, np.ndarray]
+    improvement: dict[tuple[str, str], np.ndarray]
+    per_game: dict[str, dict[str, np.ndarray]]
+
+
+def read_scores(path) -> dict[str, tuple[float, float]]:
+    """Reads a table of scores to normalise by: CSV with the columns game, random, human (or another reference).
+
+    Raises:
+      ValueError: if it is not one.
+    """
+    try:
+        with Path(path).open() as file:
+            rows = csv.DictReader(line for line in file if not line.startswith("#"))
+            table = {row["game"]: (float(row["random"]), float(row["human"])) for row in rows}
+        if not table:
+            raise ValueError("no rows")
+        if any(random == human for random, human in table.values()):
+            raise ValueError("a random score equals the human one")
+        return table
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"--scores: {path} is no CSV table with the columns game, random, human ({error}).") from error
+
+
+def analyse(comparison: Comparison, scores=None, resamples: int = 2_000, said=lambda note: None) -> Analysis:
+    """Computes everything that is shown.
+
+    Args:
+      comparison: the groups.
+      scores: game -> (random, human); None takes the table of agents/atari_scores.csv.
+      resamples: of the bootstrap.
+      said: called with each new note, which is appended to the comparison's, too.
+    """
+    scores = evaluation.scores() if scores is None else scores
+    games, unit = [game for game in comparison.games if game in scores], "human-normalised score"
+    without = [game for game in comparison.games if game not in scores]
+    if not games and len(comparison.games) == 1:
+        games, unit, scores = comparison.games, "return", {comparison.games[0]: (0.0, 1.0)}
+        note = f"{games[0]} has no human score: returns are raw, and an optimality gap means nothing."
+    elif without:
+        note = (
+            f"No human score, so not in the aggregates: {', '.join(without)}. Pass a table with --scores to add some."
+        )
+    else:
+        note = ""
+    if note:
+        comparison.notes.append(note)
+        said(note)
+
+    last, curves = {}, {}
+    for group in comparison.groups if games else ():
+        chosen = np.isin(group.games, games)
+        names = group.games[chosen]
+        random, human = np.array([scores[name] for name in names]).T
+        normalised = (group.scores[chosen] - random[:, None]) / (human - random)[:, None]
+        last[group.name] = normalised[:, -TABLE_WINDOWS:].mean(axis=1), names
+        curves[group.name] = statistics.aggregate(normalised, names, resamples)
+    table = {
+        name: {key: value[:, 0] for key, value in statistics.aggregate(one[:, None], names, resamples).items()}
+        for name, (one, names) in last.items()
+    }
+    pooled = np.concatenate([one for one, _ in last.values()]) if last else np.zeros(1)
+    thresholds = np.linspace(min(0.0, np.quantile(pooled, 0.02)), max(np.quantile(pooled, 0.9), 1e-3), THRESHOLDS)
+    return Analysis(
+        comparison,
+        unit,
+        games,
+        last,
+        curves,
+        table,
+        thresholds,
+        {name: statistics.profile(*of, thresholds, resamples) for name, of in last.items()},
+        {
+            (x, y): statistics.probability_of_improvement(*last[x], *last[y], resamples)
+            for x, y in permutations(last, 2)
+        },
+        {group.name: _per_game(group, comparison.games, resamples) for group in comparison.groups},
+    )
+
+
+def _per_game(group, games, resamples) -> dict[str, np.ndarray]:
+    """Mean return of each game over seeds, with its interval: game -> [3, T]."""
+    result = {}
+    for game in games:
+        of_game = group.scores[group.games == game]  # [seeds, T]
+        index = statistics.resample(np.zeros(len(of_game)), resamples, np.random.default_rng(0))
+        drawn = np.apply_along_axis(np.bincount, 1, index, minlength=len(of_game)) / len(of_game)
+        result[game] = np.stack([of_game.mean(axis=0), *statistics.interval(drawn @ of_game)])
+    return result

@@ -1,0 +1,161 @@
+"""The figures of a comparison, by matplotlib."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from comparison.analysis import Analysis
+
+# Okabe & Ito's colours, told apart with any colour vision (https://jfly.uni-koeln.de/color/); then other line styles.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A8A8A")
+STYLES = ("-", "--", ":", "-.")
+INK = "#121416"  # text and axes; in pages it becomes the colour of their text
+TITLES = {
+    "iqm": "interquartile mean",
+    "mean": "mean",
+    "median": "median",
+    "optimality_gap": "optimality gap (lower is better)",
+}
+INKED = (
+    "text.color",
+    "axes.labelcolor",
+    "axes.edgecolor",
+    "axes.titlecolor",
+    "xtick.color",
+    "ytick.color",
+    "grid.color",
+)
+plt.rcParams.update(dict.fromkeys(INKED, INK))
+plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.2})
+plt.rcParams.update({"font.sans-serif": ["DejaVu Sans"], "svg.fonttype": "none", "legend.frameon": False})
+
+
+def style(analysis: Analysis) -> dict[str, dict]:
+    """Colour and line of each group."""
+    names = [group.name for group in analysis.comparison.groups]
+    return {
+        name: {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i // len(COLOURS) % len(STYLES)]}
+        for i, name in enumerate(names)
+    }
+
+
+def draw_all(analysis: Analysis, legend: bool = True) -> dict[str, Figure]:
+    """Draws every figure for which there are numbers: name -> figure."""
+    figures = {"per_game": per_game}
+    if analysis.curves:
+        figures = {"iqm": iqm, "aggregates": aggregates, "profiles": profiles} | figures
+    if analysis.improvement:
+        figures["improvement"] = improvement
+    return {name: function(analysis, legend) for name, function in figures.items()}
+
+
+def png(figure: Figure) -> bytes:
+    """Renders to PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()
+
+
+def svg(figure: Figure, inline: bool = False) -> str:
+    """Renders to SVG; for a page, `inline`, transparent and in the colour of its text."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=inline, metadata={"Date": None})
+    text = buffer.getvalue()
+    if inline:
+        text = text[text.index("<svg") :].replace(INK, "currentColor")
+        text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)  # the width of the page decides
+        text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    return text
+
+
+def _figure(analysis, legend, columns=1, rows=1, size=(7.2, 3.8), **options):
+    extra = 0.28 * -(-len(analysis.comparison.groups) // 3) if legend else 0
+    figure, axes = plt.subplots(rows, columns, figsize=(size[0], size[1] + extra), squeeze=False, **options)
+    figure.set_layout_engine("constrained")
+    plt.close(figure)  # owned by the caller, not by pyplot
+    if legend:
+        handles = [plt.Line2D([], [], linewidth=2, **line) for line in style(analysis).values()]
+        figure.legend(handles, style(analysis), loc="outside upper center", ncols=3, fontsize=9)
+    return figure, axes.ravel()
+
+
+def _curve(axes, frames, band, line) -> None:
+    axes.plot(frames / 1e6, band[0], linewidth=1.8, **line)
+    axes.fill_between(frames / 1e6, band[1], band[2], color=line["color"], alpha=0.18, linewidth=0)
+
+
+def iqm(analysis: Analysis, legend: bool) -> Figure:
+    """The interquartile mean against frames."""
+    figure, (axes,) = _figure(analysis, legend)
+    for name, line in style(analysis).items():
+        _curve(axes, analysis.comparison.frames, analysis.curves[name]["iqm"], line)
+    axes.set(xlabel="million frames", ylabel=f"IQM of {analysis.unit}")
+    axes.margins(x=0)
+    return figure
+
+
+def aggregates(analysis: Analysis, legend: bool) -> Figure:
+    """Every aggregate of the last windows, as a dot with its interval."""
+    rows = len(analysis.table)
+    figure, panels = _figure(analysis, legend, columns=4, size=(7.2, 1.1 + 0.28 * rows), sharey=True)
+    for axes, key in zip(panels, TITLES, strict=True):
+        for i, (name, line) in enumerate(style(analysis).items()):
+            value, lower, upper = analysis.table[name][key]
+            axes.plot([lower, upper], [-i, -i], color=line["color"], linewidth=5, alpha=0.35, solid_capstyle="butt")
+            axes.plot([value], [-i], "o", color=line["color"], markersize=5)
+        axes.set_title(TITLES[key].replace(" (", "\n("), fontsize=9)
+        axes.set(yticks=[], ylim=(0.6 - rows, 0.4))
+        axes.spines["left"].set_visible(False)
+    return figure
+
+
+def profiles(analysis: Analysis, legend: bool) -> Figure:
+    """The fraction of runs above each score."""
+    figure, (axes,) = _figure(analysis, legend)
+    for name, line in style(analysis).items():
+        _curve(axes, analysis.thresholds * 1e6, analysis.profiles[name], line)
+    axes.set(xlabel=analysis.unit, ylabel="fraction of runs above it", ylim=(0, 1.02))
+    axes.margins(x=0)
+    return figure
+
+
+def improvement(analysis: Analysis, legend: bool) -> Figure:
+    """How probably a run of one group beats one of another, one row per pair."""
+    names = list(style(analysis))
+    pairs = [(x, y) for i, x in enumerate(names) for y in names[i + 1 :]]
+    figure, (axes,) = _figure(analysis, False, size=(7.2, 0.9 + 0.26 * len(pairs)))
+    for i, (x, y) in enumerate(pairs):
+        value, lower, upper = analysis.improvement[x, y]
+        axes.plot([lower, upper], [-i, -i], color=COLOURS[0], linewidth=5, alpha=0.35, solid_capstyle="butt")
+        axes.plot([value], [-i], "o", color=COLOURS[0], markersize=5)
+    axes.axvline(0.5, color=INK, linewidth=0.8)
+    axes.set_yticks(-np.arange(len(pairs)), [f"{x} > {y}" for x, y in pairs], fontsize=8)
+    axes.set(xlim=(-0.02, 1.02), ylim=(0.5 - len(pairs), 0.5), xlabel="probability of improvement")
+    return figure
+
+
+def per_game(analysis: Analysis, legend: bool) -> Figure:
+    """Mean return against frames on each game."""
+    games = analysis.comparison.games
+    columns = min(len(games), 4)
+    rows = -(-len(games) // columns)
+    figure, panels = _figure(analysis, legend, columns, rows, size=(7.2 if columns > 1 else 4.8, 0.5 + 1.55 * rows))
+    for axes, game in zip(panels, games, strict=False):
+        for name, line in style(analysis).items():
+            _curve(axes, analysis.comparison.frames, analysis.per_game[name][game], line)
+        axes.set_title(game, fontsize=9)
+        axes.tick_params(labelsize=7)
+        axes.margins(x=0)
+    for axes in panels[len(games) :]:
+        axes.set_visible(False)
+    figure.supxlabel("million frames", fontsize=9)
+    figure.supylabel("return", fontsize=9)
+    return figure

@@ -1,0 +1,447 @@
+"""Statistics against naive twins, groups, what is left out, every form of output, and bad input."""
+
+import csv
+import gzip
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from scipy.stats import trim_mean
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+
+import compare
+from agents import evaluation
+from agents.config_checks import ConfigError
+from comparison import analysis, figures, groups, runs, statistics
+
+GAMES = np.array(["a"] * 2 + ["b"] * 5 + ["c"] * 3)  # with different numbers of seeds
+SCORES = np.random.default_rng(0).normal(1, 1, (len(GAMES), 4))
+
+
+# Statistics
+
+
+def naive(name, scores, games):
+    means = [np.mean([s for s, g in zip(scores, games, strict=True) if g == game]) for game in sorted(set(games))]
+    if name == "iqm":
+        ordered = sorted(scores)
+        cut = len(ordered) // 4
+        return np.mean(ordered[cut : len(ordered) - cut])
+    if name == "optimality_gap":
+        return 1 - np.mean([min(s, 1) for s in scores])
+    return {"mean": np.mean, "median": np.median}[name](means)
+
+
+@pytest.mark.parametrize("name", statistics.AGGREGATES)
+def test_aggregates_are_the_naive_ones(name):
+    result = statistics.aggregate(SCORES, GAMES, resamples=50)[name]
+    index = statistics.resample(GAMES, 50, np.random.default_rng(0))
+    for t in range(SCORES.shape[1]):
+        samples = [naive(name, SCORES[drawn, t], GAMES) for drawn in index]
+        expected = [naive(name, SCORES[:, t], GAMES), np.quantile(samples, 0.025), np.quantile(samples, 0.975)]
+        np.testing.assert_allclose(result[:, t], expected)
+
+
+def test_runs_are_drawn_within_their_game():
+    """Every run of a game is drawn equally often, and none for another game."""
+    index = statistics.resample(GAMES, 4000, np.random.default_rng(1))
+    assert np.all(GAMES[index] == GAMES)
+    for run, game in enumerate(GAMES):
+        assert np.mean(index == run) * len(GAMES) == pytest.approx(1, abs=0.06), game
+
+
+def test_probability_of_improvement_is_the_naive_one():
+    games_y = np.array(["a", "b", "b", "c"])
+    y = np.array([0.5, 0.7, SCORES[3, 0], 1.5])  # a tie among them
+    value, lower, upper = statistics.probability_of_improvement(SCORES[:, 0], GAMES, y, games_y, resamples=200)
+    random = np.random.default_rng(0)
+    index_x, index_y = statistics.resample(GAMES, 200, random), statistics.resample(games_y, 200, random)
+
+    def probability(xs, ys):
+        of = lambda game: [(a > b) + (a == b) / 2 for a in xs[GAMES == game] for b in ys[games_y == game]]
+        return np.mean([np.mean(of(game)) for game in "abc"])
+
+    samples = [probability(SCORES[i, 0], y[j]) for i, j in zip(index_x, index_y, strict=True)]
+    np.testing.assert_allclose(
+        [value, lower, upper], [probability(SCORES[:, 0], y), *np.quantile(samples, [0.025, 0.975])]
+    )
+
+
+def test_profile_is_the_naive_one():
+    thresholds = np.array([-1.0, 0.3, SCORES[2, 0], 9.0])
+    result = statistics.profile(SCORES[:, 0], GAMES, thresholds, resamples=100)
+    index = statistics.resample(GAMES, 100, np.random.default_rng(0))
+    for k, threshold in enumerate(thresholds):
+        samples = [np.mean([s > threshold for s in SCORES[drawn, 0]]) for drawn in index]
+        expected = [np.mean(SCORES[:, 0] > threshold), *np.quantile(samples, [0.025, 0.975])]
+        np.testing.assert_allclose(result[:, k], expected)
+
+
+def test_golden():
+    games = np.repeat([0, 1], 4)
+    scores = np.array([0, 1, 2, 3, 4, 5, 6, 100.0])[:, None]
+    assert {name: float(value[0, 0]) for name, value in statistics.aggregate(scores, games, 10).items()} == {
+        "iqm": 3.5,  # of 2, 3, 4, 5
+        "mean": (1.5 + 28.75) / 2,
+        "median": (1.5 + 28.75) / 2,
+        "optimality_gap": 1 - 7 / 8,
+    }
+
+
+# Runs on disk
+
+
+def make_run(
+    directory, game="Pong", seed=0, head="hl_gauss", level=10.0, settings=None, end=800_000, name=None, **protocol
+):
+    """A run directory as training leaves it: an episode every 10,000 frames, its return rising to `level`."""
+    run_dir = directory / game / (name or f"dqn-{head}-quick") / f"seed{seed}"
+    run_dir.mkdir(parents=True)
+    settings = {
+        "Experiment.head": f"@value_heads.{head}()",
+        "Experiment.seed": str(seed),
+        "Experiment.total_steps": "200000",
+        "Atari.game": repr(game),
+        **{f"Atari.{key}": str(value) for key, value in protocol.items()},
+        **(settings or {}),
+    }
+    manifest = {
+        "settings": settings,
+        "num_envs": 8,
+        "protocol": {"game": game, "frame_skip": 4, **protocol},
+        "name": name or f"dqn-{head}-quick",
+        "git_commit": "abc",
+        "device": "CPU",
+    }
+    (run_dir / "manifest.json").write_text(json.dumps(manifest))
+    frames = np.arange(10_000, end + 1, 10_000)
+    random = np.random.default_rng(seed)
+    rows = [{"frames": int(f), "episode/return": level * f / 800_000 + random.normal(0, 0.1)} for f in frames]
+    rows.insert(3, {"frames": 35_000, "train/loss": 1.0})
+    rows += [{"frames": end, "eval/return": level + seed}]
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return run_dir
+
+
+def small_sweep(directory, seeds=3):
+    for game in ("Pong", "Breakout"):
+        for head, level in (("mse", 5.0), ("hl_gauss", 15.0)):
+            for seed in range(seeds):
+                make_run(directory, game, seed, head, level)
+    return directory
+
+
+def read(directory, metric="train"):
+    problems = []
+    return runs.read(directory, metric, problems), problems
+
+
+def test_windows(tmp_path):
+    """An episode counts in the window that it ends in, the boundary included."""
+    (run,), _ = read(make_run(tmp_path, end=60_000))
+    values = run._replace(frames=np.array([10, 20, 21, 60]), returns=np.array([1.0, 3.0, 5.0, 7.0]))
+    np.testing.assert_array_equal(values.windows(20, 3), [2.0, 5.0, 7.0])
+    np.testing.assert_array_equal(values.windows(15, 4), [1.0, 4.0, np.nan, 7.0])
+    assert (run.game, run.seed, run.name, run.planned_frames) == ("Pong", 0, "dqn-hl_gauss-quick", 800_000)
+
+
+def test_everything_comes_out(tmp_path, capsys):
+    """Two heads, two games, three seeds: tables, arrays, figures, a page, and TensorBoard runs."""
+    out = small_sweep(tmp_path) / "_compare"
+    assert compare.main([str(tmp_path), "--resamples=50"]) == 0
+    printed = capsys.readouterr().out
+    assert "2 games: Breakout, Pong" in printed and "| dqn-hl_gauss-quick | 2 | 6 |" in printed
+
+    frames = np.arange(20_000, 800_001, 20_000)
+    with np.load(out / "scores.npz") as file:
+        scores = dict(file)
+    assert scores["dqn-mse-quick"].shape == (3, 2) and list(scores["games"]) == ["Breakout", "Pong"]
+    random, human = evaluation.scores()["Breakout"]
+    of_last = 15.0 * (frames[-5:] - 5_000) / 800_000
+    assert scores["dqn-hl_gauss-quick"][0, 0] == pytest.approx((of_last.mean() - random) / (human - random), rel=0.05)
+
+    rows = list(csv.DictReader((out / "aggregates.csv").read_text().splitlines()))
+    iqm = [row for row in rows if row["group"] == "dqn-hl_gauss-quick" and row["aggregate"] == "iqm"]
+    assert [int(row["frames"]) for row in iqm] == list(frames)
+    assert all(float(row["lower"]) <= float(row["value"]) <= float(row["upper"]) for row in iqm)
+    assert len(list(csv.DictReader((out / "runs.csv").read_text().splitlines()))) == 12 * len(frames)
+
+    for name in ("iqm", "aggregates", "profiles", "improvement", "per_game"):
+        assert (out / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (out / "figures" / f"{name}.svg").read_text()
+    page = (out / "report.html").read_text()
+    assert page.count("<svg") >= 5 and figures.INK not in page and 'src="' not in page and "@import" not in page
+
+    events = EventAccumulator(str(out / "dqn-hl_gauss-quick"), size_guidance={"tensors": 0}).Reload()
+    points = {end: events.Tensors(f"iqm/{end}") for end in ("value", "lower", "upper")}
+    assert [point.step for point in points["value"]] == list(frames)
+    in_events = [point.tensor_proto.float_val[0] for point in points["lower"]]
+    np.testing.assert_allclose(in_events, [float(row["lower"]) for row in iqm], rtol=1e-6)
+    root = EventAccumulator(str(out)).Reload()
+    layout = layout_pb2.Layout.FromString(root.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    charts = {chart.title: chart.margin.series[0] for category in layout.category for chart in category.chart}
+    assert charts["interquartile mean"].upper == "iqm/upper" and charts["Pong"].value == "game/Pong/value"
+    assert root.Tensors("figures/iqm")[0].tensor_proto.string_val[2] == (out / "figures/iqm.png").read_bytes()
+
+    before = {path.name for path in out.iterdir()}
+    (out / "stale").touch()
+    assert compare.main([str(tmp_path), "--resamples=50"]) == 0  # reads the same runs, and none of its own
+    assert {re.sub(r"\d.*", "", path.name) for path in out.iterdir()} == {re.sub(r"\d.*", "", name) for name in before}
+    assert "| dqn-hl_gauss-quick | 2 | 6 |" in capsys.readouterr().out
+
+
+def test_evaluations_compare_too(tmp_path):
+    """They come once, at the end: one window."""
+    result = groups.compare(read(small_sweep(tmp_path), "eval")[0])
+    assert result.frames.tolist() == [800_000]
+    (mse,) = [group for group in result.groups if "mse" in group.name]
+    np.testing.assert_array_equal(mse.scores[:, 0], [5.0, 6.0, 7.0] * 2)
+
+
+def test_groups_are_what_differs(tmp_path):
+    """Never pooled silently; merging is asked for, and said."""
+    small_sweep(tmp_path, seeds=1)
+    for game in ("Pong", "Breakout"):
+        make_run(tmp_path, game, 0, "mse", settings={"adam.eps": "0.1"}, name="other")
+        make_run(tmp_path, game, 1, "mse", settings={"adam.eps": "0.2"}, name="dqn-mse-quick2")
+    found, _ = read(tmp_path)
+    notes = []
+    made = groups.make_groups(found, None, notes)
+    assert sorted(made) == ["dqn-hl_gauss-quick", "dqn-mse-quick", "dqn-mse-quick2", "other"] and not notes
+    made = groups.make_groups(found, ["head"], notes)
+    assert {name: len(members) for name, members in made.items()} == {
+        "dqn-hl_gauss-quick": 2,
+        "dqn-mse-quick or dqn-mse-quick2 or other": 4,
+    }
+    assert notes[0] == "Merged runs that differ in adam.eps." and "the longer one counts" in notes[1]
+    with pytest.raises(ValueError, match=r"'depth' does not differ .*Experiment\.head"):
+        groups.make_groups(found, ["depth"], notes)
+
+
+def test_names_of_groups_tell_them_apart(tmp_path):
+    for sigma in (0.5, 0.75):
+        make_run(tmp_path / str(sigma), settings={"HLGauss.sigma_ratio": str(sigma)})
+    made = groups.make_groups(read(tmp_path)[0], None, [])
+    assert sorted(made) == ["dqn-hl_gauss-quick sigma_ratio=0.5", "dqn-hl_gauss-quick sigma_ratio=0.75"]
+
+
+def notes_of(directory, **options):
+    result = groups.compare(read(directory)[0], **options)
+    return result, "\n".join(result.notes)
+
+
+def test_unfinished_runs_are_left_out_and_listed(tmp_path):
+    small_sweep(tmp_path, seeds=2)
+    shutil.rmtree(tmp_path / "Pong/dqn-mse-quick/seed1")
+    short = make_run(tmp_path, "Pong", 1, "mse", end=300_000)
+    result, notes = notes_of(tmp_path)
+    assert f"Left out, at 300,000 of 800,000 frames: {short}" in notes
+    assert "dqn-mse-quick lacks Pong (seed 1)." in notes
+    assert [len(group.runs) for group in result.groups if "mse" in group.name] == [3]
+    result, notes = notes_of(tmp_path, frames=300_000)
+    assert result.frames[-1] == 300_000 and "lacks" not in notes
+
+
+def test_no_run_is_finished_yet(tmp_path):
+    make_run(tmp_path, end=500_000)
+    make_run(tmp_path, head="mse", end=420_000)
+    result, notes = notes_of(tmp_path)
+    assert result.frames[-1] == 420_000 and "No run is finished" in notes
+    assert "one seed per game" in notes
+
+
+def test_windows_without_a_return_are_left_out_and_said(tmp_path):
+    make_run(tmp_path)
+    run_dir = make_run(tmp_path, head="mse")
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if row["frames"] > 110_000]
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result, notes = notes_of(tmp_path, window=50_000)
+    assert result.frames[0] == 150_000 and "2 of 16 windows of 50,000 frames are left out" in notes
+    assert str(run_dir) in notes
+
+
+def test_protocols_that_differ_are_said(tmp_path):
+    make_run(tmp_path / "a", sticky=0.25)
+    make_run(tmp_path / "b", sticky=0.0)
+    assert "differ in the protocol of their games: Atari.sticky" in notes_of(tmp_path)[1]
+
+
+def test_games_that_only_some_groups_have(tmp_path):
+    small_sweep(tmp_path, seeds=1)
+    make_run(tmp_path, "Asterix")
+    result, notes = notes_of(tmp_path)
+    assert result.games == ["Breakout", "Pong"]
+    assert "left out of dqn-hl_gauss-quick: Asterix" in notes
+
+
+def test_games_without_a_human_score(tmp_path):
+    """Shown, but not in the aggregates; alone, a game is aggregated raw; a table of scores can be given."""
+    small_sweep(tmp_path, seeds=2)
+    for head in ("mse", "hl_gauss"):
+        for seed in (0, 1):
+            make_run(tmp_path, "Carnival", seed, head)
+    found, _ = read(tmp_path)
+    analyse = lambda found, scores=None: analysis.analyse(groups.compare(found), scores, resamples=20)
+    result = analyse(found)
+    assert "not in the aggregates: Carnival" in result.comparison.notes[-1] and result.games == ["Breakout", "Pong"]
+    assert "Carnival" in result.per_game["dqn-mse-quick"] and len(result.last["dqn-mse-quick"][0]) == 4
+    raw = analyse([run for run in found if run.game == "Carnival"])
+    assert "returns are raw" in raw.comparison.notes[-1] and raw.unit == "return"
+    (tmp_path / "scores.csv").write_text("# mine\ngame,random,human\nCarnival,0,10\nPong,-21,21\n")
+    given = analyse(found, analysis.read_scores(tmp_path / "scores.csv"))
+    assert given.games == ["Carnival", "Pong"] and "Breakout" in given.comparison.notes[-1]
+    np.testing.assert_allclose(given.last["dqn-mse-quick"][0][:2], raw.last["dqn-mse-quick"][0] / 10)
+
+
+# Published runs
+
+
+def test_dopamines_layouts(tmp_path):
+    """JSON lists runs one after the other, or iteration by iteration; a run may end early. CSV names the run."""
+    value = lambda run, iteration: {"Iteration": iteration, "Value": 10.0 * run + iteration, "Agent": "DQN"}
+    (tmp_path / "upndown.json").write_text(
+        json.dumps([value(0, i) for i in range(3)] + [value(1, i) for i in range(4)])
+    )
+    by_iteration = [value(run, i) for i in range(3) for run in range(2)]
+    (tmp_path / "mspacman_CNN.json").write_text(json.dumps(by_iteration))
+    (tmp_path / "mspacman_CNN.vg.json").write_text("{}")
+    found, problems = read(tmp_path)
+    assert not problems
+    assert [(run.name, run.game, run.seed, run.returns.tolist()) for run in found] == [
+        ("CNN DQN", "MsPacman", 0, [0.0, 1.0, 2.0]),
+        ("CNN DQN", "MsPacman", 1, [10.0, 11.0, 12.0]),
+        ("DQN", "UpNDown", 0, [0.0, 1.0, 2.0]),
+        ("DQN", "UpNDown", 1, [10.0, 11.0, 12.0, 13.0]),
+    ]
+    assert found[0].frames.tolist() == [1e6, 2e6, 3e6]
+    with gzip.open(tmp_path / "all.csv.gz", "wt") as file:
+        file.write(
+            "game,agent,run,iteration,mean_return\nairraid,C51,0,1,5.5\nairraid,C51,0,0,4.5\nairraid,C51,3,0,1\n"
+        )
+    found, problems = read(tmp_path / "all.csv.gz")
+    assert [(run.game, run.seed, run.returns.tolist()) for run in found] == [
+        ("AirRaid", 0, [4.5, 5.5]),
+        ("AirRaid", 3, [1.0]),
+    ]
+
+
+def test_published_runs_beside_ours(tmp_path):
+    """On the windows of published runs, which are a million frames."""
+    make_run(tmp_path / "ours", end=800_000)
+    values = [{"Iteration": i, "Value": 1.0, "Agent": "DQN"} for i in range(3)]
+    (tmp_path / "pong.json").write_text(json.dumps(values))
+    found, _ = read(tmp_path)
+    with pytest.raises(ValueError, match=r"one return per 1,000,000 frames"):
+        groups.compare(found)
+    ours = [run._replace(frames=run.frames * 5) for run in found if run.name != "DQN"]
+    result = groups.compare([*ours, *(run for run in found if run.name == "DQN")], frames=3_000_000, window=1_000_000)
+    assert [group.scores.shape for group in result.groups] == [(1, 3), (1, 3)]
+
+
+# Bad input
+
+
+def test_bad_input(tmp_path):
+    with pytest.raises(ConfigError, match="There are no runs"):
+        compare.main([str(tmp_path)])
+    with pytest.raises(FileNotFoundError, match="There is no .*nowhere"):
+        compare.main([str(tmp_path / "nowhere"), "--output=x"])
+    small_sweep(tmp_path, seeds=1)
+    for flag, message in {
+        "--games=Pongg": "no run of Pongg; there are",
+        "--groups=c51": "no name contains c51. There are: dqn-hl_gauss-quick",
+        "--window=900000": "less than a window of 900,000. Lower",
+        "--frames=900000000": "No run reaches",
+        "--group_by=depth": "does not differ",
+        f"--scores={tmp_path / 'Pong/dqn-mse-quick/seed0/manifest.json'}": "no CSV table",
+        f"--output={tmp_path / 'Pong'}": "holds no comparison",
+    }.items():
+        with pytest.raises((ConfigError, ValueError), match=message):
+            compare.main([str(tmp_path), flag])
+    for flag in ("--window=0", "--resamples=-1", "--metric=loss"):
+        with pytest.raises(SystemExit):
+            compare.main([str(tmp_path), flag])
+    assert not (tmp_path / "_compare").exists()
+
+
+def test_damaged_runs_are_named_and_the_rest_comes(tmp_path, capsys):
+    small_sweep(tmp_path, seeds=3)
+    backwards = [{"frames": 9, "episode/return": 1}, {"frames": 3, "episode/return": 1}]
+    damaged = {
+        "Pong/dqn-mse-quick/seed0/manifest.json": '{"settings": ',
+        "Pong/dqn-mse-quick/seed1/manifest.json": "[]",
+        "Pong/dqn-hl_gauss-quick/seed0/metrics.jsonl": "\n".join(map(json.dumps, backwards)),
+    }
+    for name, text in damaged.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "Breakout/dqn-mse-quick/seed0/metrics.jsonl").unlink()
+    with (tmp_path / "Breakout/dqn-mse-quick/seed1/metrics.jsonl").open("a") as file:
+        file.write('{"frames": 900000, "epi')  # cut short by a crash: read up to there
+    (tmp_path / "notes.json").write_text('{"not": "ours"}')
+    assert compare.main([str(tmp_path), "--resamples=20"]) == 0
+    printed = capsys.readouterr().out
+    for name in (*damaged, "Breakout/dqn-mse-quick/seed0/metrics.jsonl", "notes.json"):
+        assert str(tmp_path / name.removesuffix("/manifest.json").removesuffix("/metrics.jsonl")) in printed
+    assert "| dqn-mse-quick | 2 | 3 |" in printed and "| dqn-hl_gauss-quick | 2 | 5 |" in printed
+
+
+def test_names_are_escaped(tmp_path):
+    """A page must not run what a run directory of a stranger is called."""
+    make_run(tmp_path, settings={"adam.eps": "<script>alert(1)</script>"}, name="<script>alert(2)<")
+    make_run(tmp_path, head="mse")
+    assert compare.main([str(tmp_path), "--resamples=20"]) == 0
+    page = (tmp_path / "_compare/report.html").read_text()
+    assert "<script" not in page and "&lt;script&gt;alert(1)" in page
+
+
+# Against rliable, in an environment of its own
+
+RLIABLE = """
+import json, sys
+import numpy as np
+from rliable import library, metrics
+scores = {name: np.array(values) for name, values in json.load(open(sys.argv[1])).items()}
+functions = {"iqm": metrics.aggregate_iqm, "mean": metrics.aggregate_mean, "median": metrics.aggregate_median,
+             "optimality_gap": metrics.aggregate_optimality_gap}
+values, intervals = library.get_interval_estimates(
+    scores, lambda x: np.array([function(x) for function in functions.values()]), reps=4000)
+pairs = {"x,y": (scores["x"], scores["y"])}
+improvement, ends = library.get_interval_estimates(pairs, metrics.probability_of_improvement, reps=1000)
+out = {name: {key: [values[name][i], *intervals[name][:, i]] for i, key in enumerate(functions)} for name in scores}
+out["improvement"] = [float(improvement["x,y"]), *np.ravel(ends["x,y"])]
+print(json.dumps(out))
+"""
+
+
+@pytest.mark.slow
+def test_agrees_with_rliable(tmp_path):
+    """Values exactly; the ends of intervals up to the noise of two bootstraps."""
+    random = np.random.default_rng(0)
+    scores = {name: random.gamma(2, scale, (5, 12)) for name, scale in (("x", 0.6), ("y", 0.5))}  # [seeds, games]
+    (tmp_path / "scores.json").write_text(json.dumps({name: value.tolist() for name, value in scores.items()}))
+    run = lambda *command: subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    run(sys.executable, "-m", "venv", tmp_path / "venv")
+    python = tmp_path / "venv/bin/python"
+    run(python, "-m", "pip", "install", "--quiet", "rliable==1.2.0", "pandas<3")
+    theirs = json.loads(run(python, "-W", "ignore", "-c", RLIABLE, tmp_path / "scores.json").splitlines()[-1])
+    games = np.repeat(np.arange(12), 5)
+    flat = {name: value.T.reshape(-1) for name, value in scores.items()}
+    for name, values in flat.items():
+        ours = statistics.aggregate(values[:, None], games, resamples=4000)
+        for key, band in ours.items():
+            assert band[0, 0] == pytest.approx(theirs[name][key][0], abs=1e-9)
+            np.testing.assert_allclose(band[1:, 0], theirs[name][key][1:], atol=0.03)
+    improvement = statistics.probability_of_improvement(flat["x"], games, flat["y"], games)
+    assert improvement[0] == pytest.approx(theirs["improvement"][0], abs=1e-9)
+    np.testing.assert_allclose(improvement[1:], theirs["improvement"][1:], atol=0.03)
+
+
+def test_interquartile_mean_is_scipys():
+    """The middle half of all runs, not of the games' means."""
+    assert statistics.aggregate(SCORES, GAMES, 10)["iqm"][0] == pytest.approx(trim_mean(SCORES, 0.25, axis=0))
