@@ -40,6 +40,11 @@ MANIFEST = "manifest.json"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "gymnasium", "ale-py", "gin-config")
 
 
+def title(files) -> str:
+    """Agent, head, preset and further gin files in one word; `files` are without base.gin."""
+    return "-".join(Path(file).stem for file in files if config.folder(file) != "environments")
+
+
 def name(experiment, files, bindings) -> Path:
     """Names the run directory below `base_dir`.
 
@@ -48,13 +53,12 @@ def name(experiment, files, bindings) -> Path:
       files: gin files, without base.gin; their stems make the middle part, but for the environment's.
       bindings: the user's own gin bindings, e.g. 'Learner.batch_size = 64', which becomes 'batch_size=64'.
     """
-    stems = [Path(file).stem for file in files if config.folder(file) != "environments"]
     own = []
     for binding in bindings:
         parameter, _, value = binding.partition("=")
         parameter = parameter.strip().rpartition(".")[2]
         own.append(f"{parameter}={re.sub(r'[^A-Za-z0-9.+-]+', '_', value).strip('_')}")
-    middle = "-".join(stems + own)
+    middle = "-".join([title(files), *own])
     if len(middle) > 120:
         middle = f"{middle[:111]}-{hashlib.sha256(middle.encode()).hexdigest()[:8]}"
     return Path(experiment.environment.name, middle, f"seed{experiment.seed}")
@@ -95,13 +99,13 @@ def refuse_other_settings(run_dir: Path, manifest: dict, settings: dict[str, str
         )
 
 
-def create(run_dir: Path, trainer, cfg: config.Config, name: str) -> None:
+def create(run_dir: Path, trainer, cfg: config.Config, title: str) -> None:
     """Creates a run directory; the manifest, written last, makes it one."""
     x = trainer.experiment
     manifest = {
         **_provenance(),
         "protocol": {"environment": type(x.environment).__name__, **dataclasses.asdict(x.environment)},
-        "name": name,  # of the settings, for people
+        "title": title,
         "seed": x.seed,
         "num_envs": x.num_envs,
         "parameters": trainer.num_parameters,

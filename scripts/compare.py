@@ -70,7 +70,7 @@ def compare(args, output: Path) -> None:
     say = lambda note: print(f"Note: {note}")
     found = read(args, say)
     comparison = groups.compare(found, args.group_by, args.groups, args.window, args.frames, say)
-    print(f"{len(comparison.games)} games: {', '.join(comparison.games)}")
+    print(f"{report.count(len(comparison.games), 'game')}: {', '.join(comparison.games)}")
     scores = analysis.read_scores(args.scores) if args.scores else None
     result = analysis.analyse(comparison, scores, args.resamples, say)
 

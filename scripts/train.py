@@ -139,7 +139,7 @@ class Job(NamedTuple):
     """A seed of the command line: its configuration, and the run directory as it is found."""
 
     cfg: config.Config
-    name: str  # of the settings, for people
+    title: str
     run_dir: Path
     manifest: dict | None  # None if there is no run yet
     start: int  # agent steps of its newest checkpoint
@@ -165,15 +165,16 @@ class Job(NamedTuple):
 def job(args) -> Job:
     """Loads a configuration and looks into its run directory, without changing it."""
     cfg = load(args)
-    path = run_directory.name(cfg.experiment, gin_files(args)[1:], args.gin_bindings)
-    run_dir = Path(args.run_dir or Path(args.base_dir, path))
+    files = gin_files(args)[1:]
+    name = run_directory.name(cfg.experiment, files, args.gin_bindings)
+    run_dir = Path(args.run_dir or Path(args.base_dir, name))
     manifest = run_directory.read_manifest(run_dir)
     if cfg.settings["Experiment.num_envs"] == "0":  # a run keeps the number it was started with
         args = argparse.Namespace(**vars(args) | {"num_envs": None})
         cfg = load(args, num_envs=manifest["num_envs"] if manifest else cfg.experiment.num_envs)
     if manifest:
         run_directory.refuse_other_settings(run_dir, manifest, cfg.settings)
-    return Job(cfg, path.parent.name, run_dir, manifest, (latest_checkpoint(run_dir) or 0) if manifest else 0)
+    return Job(cfg, run_directory.title(files), run_dir, manifest, (latest_checkpoint(run_dir) or 0) if manifest else 0)
 
 
 def jobs(args) -> list[Job]:
@@ -258,7 +259,7 @@ def main(argv=None) -> int:
     with contextlib.ExitStack() as locks:
         for job, trainer in zip(todo, trainers, strict=True):
             if not job.manifest:
-                run_directory.create(job.run_dir, trainer, job.cfg, job.name)
+                run_directory.create(job.run_dir, trainer, job.cfg, job.title)
             locks.enter_context(run_directory.lock(job.run_dir))
             if job.manifest:
                 run_directory.resume(job.run_dir, job.manifest, job.start, job.cfg)

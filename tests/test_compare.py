@@ -1,23 +1,29 @@
 """Statistics against naive twins, groups, what is left out, every form of output, and bad input."""
 
+import contextlib
 import csv
 import gzip
 import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import trim_mean
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
+from test_training import catch
 
 import compare
 from agents import evaluation
 from agents.config_checks import ConfigError
 from comparison import analysis, figures, groups, runs, statistics
+from scripts import train
 
 GAMES = np.array(["a"] * 2 + ["b"] * 5 + ["c"] * 3)  # with different numbers of seeds
 SCORES = np.random.default_rng(0).normal(1, 1, (len(GAMES), 4))
@@ -114,7 +120,7 @@ def make_run(
         "settings": settings,
         "num_envs": 8,
         "protocol": {"game": game, "frame_skip": 4, **protocol},
-        "name": name or f"dqn-{head}-quick",
+        "title": name or f"dqn-{head}-quick",
         "git_commit": "abc",
         "device": "CPU",
     }
@@ -292,6 +298,7 @@ def test_games_without_a_human_score(tmp_path):
     assert "not in the aggregates: Carnival" in result.comparison.notes[-1] and result.games == ["Breakout", "Pong"]
     assert "Carnival" in result.per_game["dqn-mse-quick"] and len(result.last["dqn-mse-quick"][0]) == 4
     raw = analyse([run for run in found if run.game == "Carnival"])
+    assert set(raw.table["dqn-mse-quick"]) == {"iqm", "mean", "median"} and len(figures.draw_all(raw)) == 5
     assert "returns are raw" in raw.comparison.notes[-1] and raw.unit == "return"
     (tmp_path / "scores.csv").write_text("# mine\ngame,random,human\nCarnival,0,10\nPong,-21,21\n")
     given = analyse(found, analysis.read_scores(tmp_path / "scores.csv"))
@@ -445,3 +452,80 @@ def test_agrees_with_rliable(tmp_path):
 def test_interquartile_mean_is_scipys():
     """The middle half of all runs, not of the games' means."""
     assert statistics.aggregate(SCORES, GAMES, 10)["iqm"][0] == pytest.approx(trim_mean(SCORES, 0.25, axis=0))
+
+
+# In a browser
+
+LOOK = """
+import sys, time
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+
+options = webdriver.ChromeOptions()
+options.binary_location = sys.argv[1]
+for flag in ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
+             "disable-component-update", "disable-sync", "window-size=1400,1000"):
+    options.add_argument("--" + flag)
+browser = webdriver.Chrome(options=options, service=Service(sys.argv[2]))
+TEXT = '''
+const text = node => (node.shadowRoot ? text(node.shadowRoot) : "") + Array.from(node.childNodes).map(child =>
+    child.nodeType == 3 ? child.data : child.tagName == "STYLE" ? "" : text(child)).join(" ");
+const count = (node, name) => (node.shadowRoot ? count(node.shadowRoot, name) : 0) +
+    Array.from(node.children || []).map(child => (child.localName == name ? 1 : 0) + count(child, name))
+    .reduce((a, b) => a + b, 0);
+return [text(document.body), count(document, arguments[0])];
+'''
+for page, element, wanted in (
+    ("custom_scalars", "path", ["interquartile mean", "Catch-v0", "Aggregates"]),
+    ("hparams", "td", ["Experiment.head", "DQN.discount"]),
+    ("images", "img", ["figures/iqm", "figures/per_game"]),
+):
+    browser.get(sys.argv[3] + "/#" + page)
+    browser.refresh()
+    for _ in range(60):
+        text, number = browser.execute_script(TEXT, element)
+        if number and all(word in text for word in wanted):
+            break
+        time.sleep(1)
+    else:
+        sys.exit(f"{page}: {number} elements {element}; {[word for word in wanted if word not in text]} not in {text}")
+    time.sleep(2)
+    browser.save_screenshot(f"{sys.argv[4]}/{page}.png")
+browser.get("file://" + sys.argv[5])
+assert browser.execute_script("return document.querySelectorAll('svg').length") >= 5
+browser.save_screenshot(f"{sys.argv[4]}/report.png")
+browser.quit()
+"""
+
+
+@pytest.mark.slow
+def test_tensorboard_shows_it(tmp_path):
+    """The real TensorBoard in a real browser: margin charts, the table of hyper-parameters, pictures."""
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("needs chromium and chromedriver")
+    for head in ("mse", "hl_gauss"):
+        for seed in (0, 1):
+            run_dir = tmp_path / f"runs/Catch-v0/{head}/seed{seed}"
+            assert train.main(catch(run_dir, head, 2000, f"--seed={seed}")) == 0
+    logdir = tmp_path / "runs"
+    assert compare.main([str(logdir), "--resamples=50"]) == 0
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv/bin/python"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "selenium"], check=True)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen([Path(sys.executable).with_name("tensorboard"), "--logdir", logdir, "--port", str(port)])
+    try:
+        for _ in range(60):
+            with contextlib.suppress(OSError), socket.create_connection(("localhost", port)):
+                break
+            time.sleep(1)
+        command = [python, "-c", LOOK, chromium, driver, f"http://localhost:{port}", tmp_path]
+        seen = subprocess.run([*command, logdir / "_compare/report.html"], capture_output=True, text=True)
+    finally:
+        server.terminate()
+        server.wait()
+    assert seen.returncode == 0, seen.stderr
+    assert (tmp_path / "custom_scalars.png").stat().st_size > 20_000

@@ -78,7 +78,7 @@ def analyse(comparison: Comparison, scores=None, resamples: int = 2_000, said=la
     without = [game for game in comparison.games if game not in scores]
     if not games and len(comparison.games) == 1:
         games, unit, scores = comparison.games, "return", {comparison.games[0]: (0.0, 1.0)}
-        note = f"{games[0]} has no human score: returns are raw, and an optimality gap means nothing."
+        note = f"{games[0]} has no human score: returns are raw, and there is no optimality gap."
     elif without:
         note = (
             f"No human score, so not in the aggregates: {', '.join(without)}. Pass a table with --scores to add some."
@@ -101,6 +101,9 @@ def analyse(comparison: Comparison, scores=None, resamples: int = 2_000, said=la
         name: {key: value[:, 0] for key, value in statistics.aggregate(one[:, None], names, resamples).items()}
         for name, (one, names) in last.items()
     }
+    if unit == "return":
+        for aggregates in (*curves.values(), *table.values()):
+            del aggregates["optimality_gap"]
     pooled = np.concatenate([one for one, _ in last.values()]) if last else np.zeros(1)
     thresholds = np.linspace(min(0.0, np.quantile(pooled, 0.02)), max(np.quantile(pooled, 0.9), 1e-3), THRESHOLDS)
     return Analysis(

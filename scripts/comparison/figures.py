@@ -76,6 +76,11 @@ def svg(figure: Figure, inline: bool = False) -> str:
     return text
 
 
+def short(name: str, length: int = 36) -> str:
+    """A name that fits: its middle is left out."""
+    return name if len(name) <= length else f"{name[: length // 2]}…{name[-length // 2 + 1 :]}"
+
+
 def _figure(analysis, legend, columns=1, rows=1, size=(7.2, 3.8), **options):
     extra = 0.28 * -(-len(analysis.comparison.groups) // 3) if legend else 0
     figure, axes = plt.subplots(rows, columns, figsize=(size[0], size[1] + extra), squeeze=False, **options)
@@ -83,7 +88,7 @@ def _figure(analysis, legend, columns=1, rows=1, size=(7.2, 3.8), **options):
     plt.close(figure)  # owned by the caller, not by pyplot
     if legend:
         handles = [plt.Line2D([], [], linewidth=2, **line) for line in style(analysis).values()]
-        figure.legend(handles, style(analysis), loc="outside upper center", ncols=3, fontsize=9)
+        figure.legend(handles, map(short, style(analysis)), loc="outside upper center", ncols=3, fontsize=9)
     return figure, axes.ravel()
 
 
@@ -104,9 +109,9 @@ def iqm(analysis: Analysis, legend: bool) -> Figure:
 
 def aggregates(analysis: Analysis, legend: bool) -> Figure:
     """Every aggregate of the last windows, as a dot with its interval."""
-    rows = len(analysis.table)
-    figure, panels = _figure(analysis, legend, columns=4, size=(7.2, 1.1 + 0.28 * rows), sharey=True)
-    for axes, key in zip(panels, TITLES, strict=True):
+    rows, keys = len(analysis.table), next(iter(analysis.table.values()))
+    figure, panels = _figure(analysis, legend, len(keys), size=(7.2, 1.1 + 0.28 * rows), sharey=True)
+    for axes, key in zip(panels, keys, strict=True):
         for i, (name, line) in enumerate(style(analysis).items()):
             value, lower, upper = analysis.table[name][key]
             axes.plot([lower, upper], [-i, -i], color=line["color"], linewidth=5, alpha=0.35, solid_capstyle="butt")
@@ -136,8 +141,9 @@ def improvement(analysis: Analysis, legend: bool) -> Figure:
         value, lower, upper = analysis.improvement[x, y]
         axes.plot([lower, upper], [-i, -i], color=COLOURS[0], linewidth=5, alpha=0.35, solid_capstyle="butt")
         axes.plot([value], [-i], "o", color=COLOURS[0], markersize=5)
+        axes.annotate(f"> {short(y)}", (1.04, -i), fontsize=8, va="center", annotation_clip=False)
     axes.axvline(0.5, color=INK, linewidth=0.8)
-    axes.set_yticks(-np.arange(len(pairs)), [f"{x} > {y}" for x, y in pairs], fontsize=8)
+    axes.set_yticks(-np.arange(len(pairs)), [short(x) for x, _ in pairs], fontsize=8)
     axes.set(xlim=(-0.02, 1.02), ylim=(0.5 - len(pairs), 0.5), xlabel="probability of improvement")
     return figure
 

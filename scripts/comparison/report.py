@@ -38,6 +38,11 @@ code { font-size: .85rem; overflow-wrap: anywhere; }
 DASHES = {"-": "", "--": "6 3", ":": "2 2", "-.": "6 2 2 2"}
 
 
+def count(number: int, what: str) -> str:
+    """1 game, 2 games."""
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def number(band) -> str:
     """A value with its interval."""
     value, lower, upper = band
@@ -47,10 +52,11 @@ def number(band) -> str:
 
 def summary(analysis: Analysis) -> list[list[str]]:
     """The table of the last windows, its header first."""
-    rows = [["group", "games", "runs", *figures.TITLES.values()]]
+    keys = next(iter(analysis.table.values()), {})
+    rows = [["group", "games", "runs", *(figures.TITLES[key] for key in keys)]]
     for group in analysis.comparison.groups:
         table = analysis.table.get(group.name)
-        cells = [number(table[key]) for key in figures.TITLES] if table else ["-"] * len(figures.TITLES)
+        cells = [number(table[key]) for key in keys]
         runs = len(analysis.last[group.name][0]) if table else len(group.runs)
         rows.append([group.name, str(len(analysis.games or analysis.comparison.games)), str(runs), *cells])
     return rows
@@ -62,8 +68,8 @@ def page(analysis: Analysis) -> str:
     drawn = figures.draw_all(analysis, legend=False)
     title = escape(" vs ".join(group.name for group in c.groups)) if len(c.groups) < 4 else f"{len(c.groups)} groups"
     about = (
-        f"{len(c.games)} games up to {c.frames[-1]:,} frames, in windows of {c.window:,}. Bands and brackets are 95 % "
-        "intervals of a bootstrap over the runs of each game; tables are means of the last five windows. Made "
+        f"{count(len(c.games), 'game')} up to {c.frames[-1]:,} frames, in windows of {c.window:,}. Bands and "
+        "brackets are 95 % intervals of a bootstrap over the runs of each game; tables are means of the last five windows. Made "
         f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC."
     )
     parts = [
@@ -85,7 +91,7 @@ def page(analysis: Analysis) -> str:
         )
     runs = "".join(f"<li><code>{escape(run.source)}</code></li>" for group in c.groups for run in group.runs)
     parts.append(
-        f"<h2>Runs</h2><details><summary>{sum(len(g.runs) for g in c.groups)} runs</summary><ul>{runs}</ul></details>"
+        f"<h2>Runs</h2><details><summary>{count(runs.count('<li>'), 'run')}</summary><ul>{runs}</ul></details>"
     )
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'

@@ -99,7 +99,7 @@ def _directory(run_dir: Path, metric: str, problems: list[str]) -> list[Run]:
         return []
     settings = {key: value for key, value in settings.items() if key not in NOT_COMPARED}
     facts = {"commit": manifest.get("git_commit"), "device": manifest.get("device")}
-    name = manifest.get("name") or run_dir.parent.name
+    name = manifest.get("title") or run_dir.parent.name
     return [Run(str(run_dir), name, game, seed, settings, facts, planned, frames, returns)]
 
 
