@@ -95,7 +95,7 @@ def load(files, bindings=()) -> Config:
 @cache
 def _register(folder: Path) -> None:
     """Makes the classes of all shipped files known by name, so that flags can bind those that the run does not name."""
-    for path in folder.rglob("*.gin"):
+    for path in _training_files(folder):
         _parse(_shown(path), path.read_text())
     gin.clear_config()
 
@@ -124,10 +124,14 @@ def resolve(file) -> Path:
     for path in (Path(file), ROOT / file):
         if path.is_file():
             return path.resolve()
-    names = [_shown(path) for path in sorted(CONFIGS.rglob("*.gin"))]
+    names = [_shown(path) for path in sorted(_training_files(CONFIGS))]
     raise ConfigError(
         f"There is no gin file {str(file)!r}.{did_you_mean(str(file), names)} Shipped: {', '.join(names)}."
     )
+
+
+def _training_files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*.gin") if path.parent.name != "sweeps"]
 
 
 def _shown(file) -> str:

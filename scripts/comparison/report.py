@@ -68,8 +68,8 @@ def page(analysis: Analysis) -> str:
     drawn = figures.draw_all(analysis, legend=False)
     title = escape(" vs ".join(group.name for group in c.groups)) if len(c.groups) < 4 else f"{len(c.groups)} groups"
     about = (
-        f"{count(len(c.games), 'game')} up to {c.frames[-1]:,} frames, in windows of {c.window:,}. Bands and brackets are "
-        "95 % intervals of a bootstrap over the runs of each game; tables are means of the last five windows. "
+        f"{count(len(c.games), 'game')} up to {c.frames[-1]:,} frames, in windows of {c.window:,}. Bands and brackets "
+        "are 95 % intervals of a bootstrap over the runs of each game; tables hold the last five windows. "
         f"Made {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC."
     )
     parts = [
