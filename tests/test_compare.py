@@ -407,6 +407,24 @@ def test_names_are_escaped(tmp_path):
     assert "<script" not in page and "&lt;script&gt;alert(1)" in page
 
 
+def test_watches(tmp_path, monkeypatch, capsys):
+    """Nothing there yet, then two runs, then one more."""
+    naps = []
+
+    def sleep(seconds):
+        naps.append(seconds)
+        if len(naps) > 2:
+            raise KeyboardInterrupt
+        make_run(tmp_path, seed=len(naps))
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    with pytest.raises(KeyboardInterrupt):
+        compare.main([str(tmp_path), "--watch=7", "--resamples=10"])
+    printed = capsys.readouterr().out
+    assert naps == [7] * 3 and "Not yet: There are no runs" in printed
+    assert "| dqn-hl_gauss-quick | 1 | 1 |" in printed and "| dqn-hl_gauss-quick | 1 | 2 |" in printed
+
+
 # Against rliable, in an environment of its own
 
 RLIABLE = """

@@ -87,8 +87,8 @@ def _directory(run_dir: Path, metric: str, problems: list[str]) -> list[Run]:
         seed = int(settings["Experiment.seed"])
         frames_per_step = int(protocol.get("frame_skip", 1))
         planned = int(settings["Experiment.total_steps"]) * frames_per_step
-        rows = logger.read(run_dir)
         tag = TAGS[metric]
+        rows = logger.read(run_dir, tag)
         points = [(float(row["frames"]), float(row[tag])) for row in rows if row.get(tag) is not None]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         problems.append(f"{run_dir} cannot be read ({type(error).__name__}: {error}) and is left out.")
