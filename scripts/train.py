@@ -199,7 +199,7 @@ def announce(trainer: Trainer, todo: list[Job], args) -> None:
             "Install JAX for it: make setup EXTRA=cuda13\n" + "*" * 100
         )
     if len(todo) > 1 and jax.default_backend() == "cpu":
-        print("WARNING: on a CPU several seeds learn faster as processes of their own, each with its --seed.")
+        print("WARNING: on a CPU several seeds learn faster in processes of their own: scripts/sweep.py --jobs.")
     protocol = ", ".join(f"{field.name} {getattr(env, field.name)}" for field in dataclasses.fields(env))
     frames = x.total_steps * env.frames_per_step
     order = (

@@ -1,0 +1,93 @@
+"""What a sweep costs: agent steps left, memory of the replay, and hours at the speed of earlier runs."""
+
+from __future__ import annotations
+
+import collections
+import statistics
+from pathlib import Path
+
+from agents.environments import ROMS
+from sweeping.plan import Run
+from sweeping.progress import latest_rows
+
+
+class Speeds:
+    """Agent steps/s of the runs below a directory, once they learn.
+
+    Args:
+      base_dir: parent of the run directories.
+      default: for runs that no earlier one is like; None: unknown.
+    """
+
+    def __init__(self, base_dir: str, default: float | None):
+        self._default = default
+        self._arms = collections.defaultdict(list)  # by kind of environment and arm: medians of runs
+        self._agents = collections.defaultdict(list)  # by kind of environment and agent
+        for metrics in Path(base_dir).glob("*/*/seed*/metrics.jsonl"):
+            rows = [row for row in latest_rows(metrics.parent, 65_536) if "train/loss" in row]
+            speeds = [speed for row in rows if (speed := row.get("speed/steps_per_second"))]
+            if speeds:
+                arm, agent = _keys(metrics.parent)
+                self._arms[arm].append(statistics.median(speeds))
+                self._agents[agent].append(statistics.median(speeds))
+
+    def of(self, run: Run) -> float | None:
+        """The median of runs of the same arm, else of the same agent, else the default."""
+        arm, agent = _keys(run.run_dir)
+        known = self._arms.get(arm) or self._agents.get(agent)
+        return statistics.median(known) if known else self._default
+
+
+def _keys(run_dir: Path) -> tuple[tuple, tuple]:
+    """The arm and the agent of a run directory, each with the kind of its environment."""
+    game, arm, _ = run_dir.parts[-3:]
+    kind = "Atari" if game in ROMS else game.partition("-")[0]  # MinAtar's games are alike, too
+    return (kind, arm), (kind, arm.partition("-")[0])
+
+
+def table(runs: list[Run], base_dir: str, jobs: int, default: float | None) -> list[str]:
+    """Lines of a table of runs, and of their totals.
+
+    Args:
+      runs: all runs of a sweep.
+      base_dir: where runs are that tell the speed.
+      jobs: runs at a time.
+      default: agent steps/s where no earlier run tells; None: such runs get a '?'.
+    """
+    speeds = Speeds(base_dir, default)
+    header = ("run", "state", "agent steps left", "replay GB", "hours")
+    rows, hours = [header], []
+    for run in runs:
+        left = run.total - run.start
+        if run.finished:
+            rows.append((run.name, "finished", "0", "", ""))
+            continue
+        speed = speeds.of(run)
+        hours.append(left / speed / 3600 if speed else None)
+        shown = f"{hours[-1]:.2f}" if speed else "?"
+        rows.append((run.name, run.how, f"{left:,}", f"{run.replay_bytes / 1e9:.2f}", shown))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    formats = [f"{{:<{width}}}" for width in widths[:2]] + [f"{{:>{width}}}" for width in widths[2:]]
+    lines = ["  ".join(formats).format(*row).rstrip() for row in rows]
+    return [*lines, "", *_totals(runs, hours, jobs)]
+
+
+def _totals(runs: list[Run], hours: list[float | None], jobs: int) -> list[str]:
+    todo = [run for run in runs if not run.finished]
+    known = [value for value in hours if value is not None]
+    lines = [
+        f"{len(runs):,} runs, {len(runs) - len(todo):,} finished; "
+        f"{sum(run.total - run.start for run in todo):,} agent steps left in {len(todo):,}"
+    ]
+    if todo:
+        largest = sorted((run.replay_bytes for run in todo), reverse=True)[:jobs]
+        lines.append(f"replay of {len(largest)} at a time: up to {sum(largest) / 1e9:.2f} GB")
+    if known:
+        total = max(sum(known) / jobs, max(known))
+        lines.append(
+            f"about {total:,.2f} hours with --jobs {jobs}, at the speed of earlier runs"
+            + (f", without the {len(hours) - len(known)} runs that none is like" if len(known) < len(hours) else "")
+        )
+    if len(known) < len(hours):
+        lines.append("?: no earlier run tells the speed; --steps_per_second N does")
+    return lines

@@ -1,0 +1,102 @@
+"""The plan of a sweep: the command of each run, checked and looked up before the first one starts."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import train
+from agents import config
+from sweeping.grid import Cell
+
+TRAIN = Path(train.__file__).resolve()
+
+
+class Run(NamedTuple):
+    """A run of a sweep, as it is found."""
+
+    argv: tuple[str, ...]  # flags of scripts/train.py
+    run_dir: Path
+    how: str  # it starts
+    start: int  # agent steps done
+    total: int  # agent steps to be done
+    replay_bytes: int
+
+    @property
+    def name(self) -> str:
+        """The run directory below the base directory."""
+        return "/".join(self.run_dir.parts[-3:])
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to train."""
+        return self.start >= self.total
+
+    @property
+    def command(self) -> list[str]:
+        """The command that trains it."""
+        return [sys.executable, str(TRAIN), *self.argv]
+
+
+class Plan:
+    """Turns cells of grids into runs.
+
+    Loading a configuration takes 40 ms or more, so seeds that have no directory yet share one.
+
+    Args:
+      base_dir: parent of the run directories.
+    """
+
+    def __init__(self, base_dir: str):
+        self._base_dir = base_dir
+        self._by_machine: dict[tuple, bool] = {}  # whether the number of games is left to the machine
+        self._jobs: dict[tuple, train.Job] = {}
+        self._replay_bytes: dict[tuple, int] = {}
+
+    def runs(self, cells: list[Cell]) -> list[Run]:
+        """Checks all cells; writes nothing.
+
+        Raises:
+          ConfigError: for a run that cannot start as it is written, and for two in the same directory.
+        """
+        runs: dict[Path, Run] = {}
+        for cell in cells:
+            argv = [*cell.flags, cell.task, f"--seed={cell.seed}", f"--base_dir={self._base_dir}"]
+            try:
+                run = self._run(cell, argv)
+            except ValueError as error:  # ConfigErrors, and environments that cannot be made
+                raise config.ConfigError(f"The run {shlex.join(argv)} cannot start: {error}") from error
+            if (other := runs.setdefault(run.run_dir, run)) is not run:
+                both = "\n".join(f"  {shlex.join(twin.argv)}" for twin in (other, run))
+                raise config.ConfigError(f"Two runs of the sweep have the same directory, {run.run_dir}:\n{both}")
+        return list(runs.values())
+
+    def _run(self, cell: Cell, argv: list[str]) -> Run:
+        kind = (cell.flags, "--game" if cell.task.startswith("--game=") else cell.task)
+        if kind not in self._by_machine:
+            settings = train.load(train.parse_args(argv)).settings
+            self._by_machine[kind] = settings["Experiment.num_envs"] == "0"
+        if self._by_machine[kind]:
+            argv = [*argv, f"--num_envs={cell.num_envs}"]
+        job = self._job((cell.flags, cell.task), cell.seed, argv)
+        x = job.cfg.experiment
+        return Run(tuple(argv), job.run_dir, job.how, job.start, x.total_steps, self._bytes(x))
+
+    def _job(self, arm: tuple, seed: int, argv: list[str]) -> train.Job:
+        if arm in self._jobs:
+            run_dir = self._jobs[arm].run_dir.with_name(f"seed{seed}")
+            if not run_dir.exists():
+                return self._jobs[arm]._replace(run_dir=run_dir, manifest=None, start=0)
+        self._jobs[arm] = train.job(train.parse_args(argv))
+        return self._jobs[arm]
+
+    def _bytes(self, x) -> int:
+        """Memory of the replay; the screens of all Atari games have the same size."""
+        environment = getattr(x.environment, "screen", x.environment.name)
+        key = (environment, repr(x.replay), x.num_envs)
+        if key not in self._replay_bytes:
+            _, observation = x.build_network()
+            self._replay_bytes[key] = x.replay.num_bytes(x.num_envs, observation.shape[2:], observation.dtype)
+        return self._replay_bytes[key]

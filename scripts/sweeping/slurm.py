@@ -1,0 +1,138 @@
+"""Runs of a sweep as SLURM jobs, submitted as arrays through submitit, which requeues those that are preempted."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from agents.config import ConfigError
+from sweeping.job import Training
+from sweeping.plan import Run
+from sweeping.progress import progress_of
+
+HELP = (
+    "of --launcher slurm, may be repeated: partition; time, in minutes; gpus; cpus; mem, e.g. 32GB; grace, the seconds "
+    "before the end of the time in which a run saves; or any long option of sbatch, e.g. account"
+)
+DEFAULTS = {"time": "1440", "cpus": "8", "grace": "300"}
+NUMBERS = ("time", "gpus", "cpus", "grace")
+JOBS = "slurm_jobs.jsonl"  # in _sweep/: the job that each run was last submitted as
+LARGEST_ARRAY = 1_000  # SLURM's default
+FOREVER = 1_000_000  # times that a job may be requeued at the end of its time: a long run needs many
+
+
+def options(settings: list[str]) -> dict[str, str]:
+    """Reads the values of `--slurm`; returns them with defaults.
+
+    Raises:
+      ConfigError: for what is not KEY=VALUE, and numbers that are none.
+    """
+    result = dict(DEFAULTS)
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not (key and equals and value):
+            raise ConfigError(f"--slurm takes KEY=VALUE, e.g. partition=gpu; got {setting!r}.")
+        if key in NUMBERS and not (value.isdecimal() and int(value)):
+            raise ConfigError(f"--slurm {key} takes a positive whole number; got {value!r}.")
+        result[key.replace("-", "_")] = value
+    return result
+
+
+def submit(todo: list[Run], folder: Path, jobs: int | None, options: dict[str, str]) -> list[str]:
+    """Submits the runs that SLURM does not have yet; returns lines that say how all of them stand.
+
+    Args:
+      todo: runs that are not finished.
+      folder: where submitit's files and the output of the jobs go; the nodes must see it.
+      jobs: runs at a time; None: no limit of ours.
+      options: see `options`.
+
+    Raises:
+      ConfigError: without submitit or SLURM, and for what SLURM refuses.
+    """
+    record = folder.parent / JOBS
+    states = _queue()
+    known = _recorded(record)
+    queued = {run: known[_key(run)] for run in todo if known.get(_key(run)) in states}
+    new = [run for run in todo if run not in queued]
+    lines = []
+    for run, job in queued.items():
+        steps, _ = progress_of(run)
+        lines.append(f"{states[job].lower():<10} {run.name}, job {job}, {steps:,}/{run.total:,} agent steps")
+    if new:
+        folder = (folder / "slurm").resolve()
+        for run, job in _submit(new, folder, jobs, options):
+            with record.open("a") as file:
+                file.write(json.dumps({"run": _key(run), "job": job}) + "\n")
+            lines.append(f"submitted  {run.name}, job {job}")
+        lines.append(f"Output: {folder}/<job>_0_log.out")
+    lines.append(f"{len(queued)} runs were queued or running, {len(new)} more are submitted.")
+    return [*lines, "The same command tells how they stand, and submits those again that have failed."]
+
+
+def _submit(runs: list[Run], folder: Path, jobs: int | None, options: dict[str, str]) -> Iterator[tuple[Run, str]]:
+    """Submits arrays of at most `LARGEST_ARRAY` jobs; each gets its share of the runs at a time, at least one.
+
+    Yields:
+      each run with the id of its job, array by array.
+    """
+    try:
+        import submitit
+    except ImportError as error:
+        raise ConfigError("--launcher slurm needs the extra: pip install -e '.[slurm]'") from error
+    arrays = [runs[start : start + LARGEST_ARRAY] for start in range(0, len(runs), LARGEST_ARRAY)]
+    at_a_time = {} if jobs is None else {"array_parallelism": max(1, jobs // len(arrays))}
+    executor = submitit.SlurmExecutor(folder, max_num_timeout=FOREVER)
+    executor.update_parameters(**_parameters(folder.parent.name, options), **at_a_time)
+    for array in arrays:
+        try:
+            with executor.batch():
+                submitted = [executor.submit(Training(run.command)) for run in array]
+        except submitit.core.utils.FailedJobError as error:
+            raise ConfigError(f"SLURM refuses the jobs: {error}") from error
+        yield from zip(array, (job.job_id for job in submitted), strict=True)
+
+
+def _parameters(name: str, options: dict[str, str]) -> dict:
+    """The parameters of submitit's executor."""
+    rest = dict(options)
+    scripts = shlex.quote(str(Path(__file__).resolve().parents[1]))
+    parameters = {
+        "job_name": name,
+        "time": int(rest.pop("time")),
+        "cpus_per_task": int(rest["cpus"]),
+        "srun_args": [f"--cpus-per-task={rest.pop('cpus')}"],  # which srun does not take over from the job
+        "signal_delay_s": int(rest.pop("grace")),
+        "stderr_to_stdout": True,
+        "setup": [f"export PYTHONPATH={scripts}${{PYTHONPATH:+:$PYTHONPATH}}"],
+    }
+    if "gpus" in rest:
+        parameters["gpus_per_node"] = int(rest.pop("gpus"))
+    parameters |= {key: rest.pop(key) for key in ("partition", "mem") if key in rest}
+    return parameters | {"additional_parameters": {"requeue": True, **rest}}
+
+
+def _queue() -> dict[str, str]:
+    """The states of the jobs that SLURM has of this user, by their ids."""
+    command = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i %T"]
+    try:
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except FileNotFoundError as error:
+        raise ConfigError("--launcher slurm needs SLURM's commands (sbatch, squeue); there are none here.") from error
+    except subprocess.CalledProcessError as error:
+        raise ConfigError(f"SLURM does not answer: {error.stderr.strip()}") from error
+    return dict(line.split() for line in output.splitlines() if line.strip())
+
+
+def _recorded(record: Path) -> dict[str, str]:
+    """The job that each run was last submitted as."""
+    lines = record.read_text().splitlines() if record.exists() else []
+    return {entry["run"]: entry["job"] for entry in map(json.loads, lines)}
+
+
+def _key(run: Run) -> str:
+    return str(run.run_dir.resolve())
