@@ -87,12 +87,10 @@ def _number(value: str):
         return value
 
 
-def read(run_dir, tag: str = "") -> list[dict]:
-    """Reads all log points of a run, or those with a tag; a line cut short by a crash is left out."""
+def read(run_dir) -> list[dict]:
+    """Reads all log points of a run; a line cut short by a crash is left out."""
     rows = []
     for line in (Path(run_dir) / METRICS).read_text().splitlines():
-        if tag not in line:  # much faster than to parse it
-            continue
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

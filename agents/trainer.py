@@ -122,11 +122,15 @@ class Trainer:
         Args:
           others: trainers of other seeds, from `with_seeds`. A call is made for all together where all have updates
             due; else for each alone, which is rare: seeds get out of step by an agent step for each episode's end.
+            Near the end, with some of them finished, no call is compiled for the others.
         """
-        per_call = self.experiment.updates_per_call
+        x, trainers = self.experiment, (self, *others)
+        left = x.total_steps - max(trainer.agent_steps for trainer in trainers)
+        together = len(trainers) == self._num_seeds or left > 0.01 * x.total_steps
+        per_call = x.updates_per_call
         is_due = lambda trainer: trainer.updates + per_call <= trainer.experiment.updates_due(trainer.agent_steps)
-        while due := list(filter(is_due, (self, *others))):
-            for group in [due] if len(due) == self._num_seeds else [[trainer] for trainer in due]:
+        while due := list(filter(is_due, trainers)):
+            for group in [due] if together and len(due) == len(trainers) else [[trainer] for trainer in due]:
                 results = self._step(*zip(*((t.state, t.replay_state, t._sums) for t in group), strict=True))
                 for trainer, state, replay_state, sums in zip(group, *results, strict=True):
                     trainer.state, trainer.replay_state, trainer._sums = state, replay_state, sums

@@ -14,13 +14,12 @@ import argparse
 import json
 import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 from agents.config_checks import ConfigError
 from comparison import analysis, events, figures, groups, report, runs
-
-MARKER = "comparison.json"  # tells a folder that may be replaced
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -37,7 +36,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--metric", choices=tuple(runs.TAGS), default="train", help="returns of training or of evaluations")
     add("--window", type=int, help="frames over which returns are averaged (default: 1,000,000, less for short runs)")
     add("--frames", type=int, help="compare up to here; shorter runs are left out (default: the finished runs' length)")
-    add("--scores", help="CSV table (game, random, human) to normalise by instead of the shipped one")
+    add("--scores", help="CSV table (game, random, human) to normalise by, beside the shipped one")
     add("--resamples", type=int, default=2_000, help="of the bootstrap (default: 2000)")
     add("--watch", nargs="?", type=float, const=60, metavar="SECONDS", help="repeat, by default every minute")
     args = parser.parse_args(argv)
@@ -47,14 +46,12 @@ def parse_args(argv=None) -> argparse.Namespace:
     return args
 
 
-def read(args, say) -> list[runs.Run]:
+def read(args, problems: list[str]) -> list[runs.Run]:
     """Reads the runs that are asked for."""
-    problems: list[str] = []
     found = [run for path in args.logdirs for run in runs.read(path, args.metric, problems)]
-    for problem in problems:
-        say(problem)
     if not found:
-        raise ConfigError(f"There are no runs in {', '.join(args.logdirs)}.")
+        why = f" {problems[0]}" if problems else ""
+        raise groups.NothingYet(f"There are no runs in {', '.join(args.logdirs)}.{why}")
     if args.games:
         wanted = args.games.split(",")
         if unknown := sorted(set(wanted) - {run.game for run in found}):
@@ -67,47 +64,78 @@ def read(args, say) -> list[runs.Run]:
 
 def compare(args, output: Path) -> None:
     """Reads, computes, and replaces the results of the last comparison."""
-    say = lambda note: print(f"Note: {note}")
-    found = read(args, say)
-    comparison = groups.compare(found, args.group_by, args.groups, args.window, args.frames, say)
-    print(f"{report.count(len(comparison.games), 'game')}: {', '.join(comparison.games)}")
+    problems: list[str] = []
+    comparison = groups.compare(read(args, problems), args.group_by, args.groups, args.window, args.frames)
+    comparison.notes[:0] = problems
     scores = analysis.read_scores(args.scores) if args.scores else None
-    result = analysis.analyse(comparison, scores, args.resamples, say)
+    result = analysis.analyse(comparison, scores, args.resamples)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".compare-") as directory:
+        write(result, Path(directory))
+        replace(output, Path(directory))
+    print(f"{report.count(len(comparison.games), 'game')}: {', '.join(comparison.games)}")
+    for note in comparison.notes:
+        print(f"Note: {note}")
+    for row in report.summary(result):
+        print("| " + " | ".join(row) + " |")
+    logdir = args.logdirs[0] if output.parent == Path(args.logdirs[0]).resolve() else output
+    print(f"Report: {output / 'report.html'}\nCurves: tensorboard --logdir {logdir}  (page: custom scalars)")
 
-    partial = output.with_name(f"{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "figures").mkdir(parents=True)
+
+def write(result: analysis.Analysis, directory: Path) -> None:
+    """Writes everything to an empty folder."""
+    (directory / "figures").mkdir()
     drawn = figures.draw_all(result)
     pictures = {name: figures.png(figure) for name, figure in drawn.items()}
     for name, figure in drawn.items():
-        (partial / "figures" / f"{name}.png").write_bytes(pictures[name])
-        (partial / "figures" / f"{name}.svg").write_text(figures.svg(figure))
-    (partial / "report.html").write_text(report.page(result))
-    report.write_tables(result, partial)
-    events.write(result, partial, pictures)
-    (partial / MARKER).write_text(json.dumps({"groups": [group.name for group in comparison.groups]}) + "\n")
-    shutil.rmtree(output, ignore_errors=True)
-    partial.replace(output)
-    for row in report.summary(result):
-        print("| " + " | ".join(row) + " |")
-    print(f"Report: {output / 'report.html'}\nCurves: tensorboard --logdir {args.logdirs[0]}  (page: custom scalars)")
+        (directory / "figures" / f"{name}.png").write_bytes(pictures[name])
+        (directory / "figures" / f"{name}.svg").write_text(figures.svg(figure))
+    (directory / "report.html").write_text(report.page(result))
+    report.write_tables(result, directory)
+    events.write(result, directory, pictures)
+    ours = sorted(path.name for path in directory.iterdir())
+    (directory / runs.MARKER).write_text(json.dumps({"comparison": ours}) + "\n")
+
+
+def ours(output: Path) -> list[str]:
+    """What the last comparison wrote to `output`.
+
+    Raises:
+      ConfigError: if something else is there.
+    """
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return []
+    try:
+        return [Path(name).name for name in json.loads((output / runs.MARKER).read_text())["comparison"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{output} exists and holds no comparison. Choose another --output.") from error
+
+
+def replace(output: Path, directory: Path) -> None:
+    """Moves results to `output`, in place of the last ones; what others have put there stays."""
+    output.mkdir(exist_ok=True)
+    for name in ours(output):
+        path = output / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    for path in directory.iterdir():
+        path.replace(output / path.name)
 
 
 def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     args = parse_args(argv)
-    if args.output is None and not Path(args.logdirs[0]).is_dir():
-        raise ConfigError(f"{args.logdirs[0]} is no folder to put results in: pass --output DIR.")
-    output = args.output or Path(args.logdirs[0], runs.OUTPUT)
-    if output.exists() and not (output / MARKER).is_file() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"{output} exists and holds no comparison. Choose another --output.")
+    first = Path(args.logdirs[0])
+    if args.output is None and first.exists() and not first.is_dir():
+        raise ConfigError(f"{first} is no folder to put results in: pass --output DIR.")
+    output = (args.output or first / runs.OUTPUT).resolve()
+    ours(output)
     while True:
         try:
             compare(args, output)
-        except (ConfigError, ValueError, OSError) as error:
+        except groups.NothingYet as error:
             if args.watch is None:
                 raise
-            print(f"Not yet: {error}")  # a run may be half-written, or have no return
+            print(f"Not yet: {error}")
         if args.watch is None:
             return 0
         time.sleep(args.watch)

@@ -184,10 +184,14 @@ def jobs(args) -> list[Job]:
         return [first]
     if args.seeds < 1:
         raise config.ConfigError(f"--seeds is a number of seeds; got {args.seeds}.")
+    if any("Experiment.seed" in binding.partition("=")[0] for binding in args.gin_bindings):
+        raise config.ConfigError("--seeds counts from --seed: pass that instead of a binding of Experiment.seed.")
     if args.run_dir:
         raise config.ConfigError("--run_dir is one directory, and --seeds needs one for each. Use --base_dir instead.")
-    seeds = range(first.seed, first.seed + args.seeds)
-    return [first, *(job(argparse.Namespace(**vars(args) | {"seed": seed})) for seed in seeds[1:])]
+    x = first.cfg.experiment
+    same = vars(args) | {"num_envs": x.num_envs}  # where it was left to the machine, too
+    others = [argparse.Namespace(**same | {"seed": x.seed + i}) for i in range(1, args.seeds)]
+    return [first, *map(job, others)]
 
 
 def announce(trainer: Trainer, todo: list[Job], args) -> None:
@@ -241,10 +245,10 @@ def evaluate_command(run_dir: Path) -> str:
 def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     args = parse_args(argv)
-    wanted = jobs(args)
     if args.print_config:
-        print(wanted[0].cfg.operative_text)
+        print(load(args).operative_text)
         return 0
+    wanted = jobs(args)
     for job in wanted:
         if job.finished:
             print(f"{job.run_dir} is finished: {job.start:,} agent steps. Pass more --steps to go on, or evaluate it:")
@@ -257,12 +261,15 @@ def main(argv=None) -> int:
     if len(todo) > 1:
         trainers = trainers[0].with_seeds([job.seed for job in todo])
     with contextlib.ExitStack() as locks:
-        for job, trainer in zip(todo, trainers, strict=True):
-            if not job.manifest:
-                run_directory.create(job.run_dir, trainer, job.cfg, job.title)
-            locks.enter_context(run_directory.lock(job.run_dir))
+        for job in todo:
+            if job.manifest:
+                locks.enter_context(run_directory.lock(job.run_dir))
+        for job, trainer in zip(todo, trainers, strict=True):  # nothing is written before all of them are free
             if job.manifest:
                 run_directory.resume(job.run_dir, job.manifest, job.start, job.cfg)
+            else:
+                run_directory.create(job.run_dir, trainer, job.cfg, job.title)
+                locks.enter_context(run_directory.lock(job.run_dir))
         announce(trainers[0], todo, args)
         runs = [
             Run(trainer, job.run_dir, (job.cfg.operative_text, job.cfg.settings))

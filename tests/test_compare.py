@@ -22,7 +22,7 @@ from test_training import catch
 import compare
 from agents import evaluation
 from agents.config_checks import ConfigError
-from comparison import analysis, figures, groups, runs, statistics
+from comparison import analysis, events, figures, groups, runs, statistics
 from scripts import train
 
 GAMES = np.array(["a"] * 2 + ["b"] * 5 + ["c"] * 3)  # with different numbers of seeds
@@ -129,7 +129,8 @@ def make_run(
     random = np.random.default_rng(seed)
     rows = [{"frames": int(f), "episode/return": level * f / 800_000 + random.normal(0, 0.1)} for f in frames]
     rows.insert(3, {"frames": 35_000, "train/loss": 1.0})
-    rows += [{"frames": end, "eval/return": level + seed}]
+    rows += [{"frames": end, "train/loss": 1.0}]  # a run ends a little later than planned
+    rows += [{"frames": end + 12, "eval/return": level + seed}]
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return run_dir
 
@@ -194,8 +195,16 @@ def test_everything_comes_out(tmp_path, capsys):
     assert charts["interquartile mean"].upper == "iqm/upper" and charts["Pong"].value == "game/Pong/value"
     assert root.Tensors("figures/iqm")[0].tensor_proto.string_val[2] == (out / "figures/iqm.png").read_bytes()
 
+    table = {
+        (row["group"], row["aggregate"]): row for row in csv.DictReader((out / "table.csv").read_text().splitlines())
+    }
+    assert f"{float(table['dqn-mse-quick', 'iqm']['value']):.2f}" in page
+    pairs = list(csv.DictReader((out / "improvement.csv").read_text().splitlines()))
+    assert [(row["better"], row["worse"], row["probability"]) for row in pairs] == [
+        ("dqn-hl_gauss-quick", "dqn-mse-quick", "1.0")
+    ]
+    (out / "my notes").touch()  # stay
     before = {path.name for path in out.iterdir()}
-    (out / "stale").touch()
     assert compare.main([str(tmp_path), "--resamples=50"]) == 0  # reads the same runs, and none of its own
     assert {re.sub(r"\d.*", "", path.name) for path in out.iterdir()} == {re.sub(r"\d.*", "", name) for name in before}
     assert "| dqn-hl_gauss-quick | 2 | 6 |" in capsys.readouterr().out
@@ -222,10 +231,13 @@ def test_groups_are_what_differs(tmp_path):
     made = groups.make_groups(found, ["head"], notes)
     assert {name: len(members) for name, members in made.items()} == {
         "dqn-hl_gauss-quick": 2,
-        "dqn-mse-quick or dqn-mse-quick2 or other": 4,
+        "dqn-mse-quick or dqn-mse-quick2 or other": 6,
     }
-    assert notes[0] == "Merged runs that differ in adam.eps." and "the longer one counts" in notes[1]
-    with pytest.raises(ValueError, match=r"'depth' does not differ .*Experiment\.head"):
+    assert notes == ["Merged runs that differ in adam.eps."]
+    merged = [group for group in groups.compare(found, ["head"]).groups if "other" in group.name]
+    assert merged[0].settings["adam.eps"] == "- or 0.1 or 0.2"
+    assert len(groups.make_groups(found[:1], ["head"], [])) == 1  # all runs may have the same
+    with pytest.raises(ValueError, match=r"no run has a setting 'depth'.*Experiment\.head"):
         groups.make_groups(found, ["depth"], notes)
 
 
@@ -246,30 +258,64 @@ def test_unfinished_runs_are_left_out_and_listed(tmp_path):
     shutil.rmtree(tmp_path / "Pong/dqn-mse-quick/seed1")
     short = make_run(tmp_path, "Pong", 1, "mse", end=300_000)
     result, notes = notes_of(tmp_path)
-    assert f"Left out, at 300,000 of 800,000 frames: {short}" in notes
+    assert f"Left out, at 300,012 of 800,000 frames: {short}" in notes
     assert "dqn-mse-quick lacks Pong (seed 1)." in notes
     assert [len(group.runs) for group in result.groups if "mse" in group.name] == [3]
     result, notes = notes_of(tmp_path, frames=300_000)
     assert result.frames[-1] == 300_000 and "lacks" not in notes
 
 
-def test_no_run_is_finished_yet(tmp_path):
+def test_as_far_as_all_groups_go(tmp_path):
+    """Each by its longest run; one that has only begun does not hold up the others."""
     make_run(tmp_path, end=500_000)
     make_run(tmp_path, head="mse", end=420_000)
     result, notes = notes_of(tmp_path)
-    assert result.frames[-1] == 420_000 and "No run is finished" in notes
-    assert "one seed per game" in notes
+    assert result.frames[-1] == 420_000 and "Compared up to 420,012 frames, as far as dqn-mse-quick goes" in notes
+    assert "one run per game" in notes
+    make_run(tmp_path, head="c51", end=30_000)
+    result, notes = notes_of(tmp_path)
+    assert len(result.groups) == 2 and "dqn-c51-quick has only begun (30,012 frames)" in notes
+    assert len(notes_of(tmp_path, frames=30_000)[0].groups) == 3
+
+
+def without(run_dir, drop):
+    """Removes log points of returns from a run."""
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if not ("episode/return" in row and drop(row["frames"]))]
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return run_dir
 
 
 def test_windows_without_a_return_are_left_out_and_said(tmp_path):
     make_run(tmp_path)
-    run_dir = make_run(tmp_path, head="mse")
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    rows = [row for row in rows if row["frames"] > 110_000]
-    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    without(make_run(tmp_path, head="mse"), lambda frames: frames <= 110_000)
     result, notes = notes_of(tmp_path, window=50_000)
-    assert result.frames[0] == 150_000 and "2 of 16 windows of 50,000 frames are left out" in notes
-    assert str(run_dir) in notes
+    assert result.frames[0] == 150_000
+    assert "2 of 16 windows are left out" in notes and "that end at 50,000, 100,000 frames" in notes
+
+
+def test_a_run_without_a_return_leaves_the_window_to_others(tmp_path):
+    """Long episodes: the run has gone on, though none of its last ones has ended."""
+    for seed in range(3):
+        make_run(tmp_path, seed=seed, level=100.0 * seed)
+    run_dir = without(tmp_path / "Pong/dqn-hl_gauss-quick/seed2", lambda frames: frames > 500_000)
+    result, notes = notes_of(tmp_path, window=100_000)
+    assert result.frames[-1] == 800_000 and f"no return in 3 windows of {run_dir}" in notes
+    (group,) = result.groups
+    assert np.isnan(group.scores[2, -3:]).all() and not np.isnan(group.scores[:2]).any()
+    done = analysis.analyse(result, {"Pong": (0.0, 1.0)}, resamples=50)
+    of_two = np.mean(group.scores[:2, -1])
+    assert done.curves[group.name]["mean"][0, -1] == pytest.approx(of_two)
+    assert done.per_game[group.name]["Pong"][0, -1] == pytest.approx(of_two)
+    assert done.last[group.name][0][2] == pytest.approx(np.nanmean(group.scores[2, -5:]))
+
+
+def test_twins(tmp_path):
+    """The same run twice counts once: that which got further."""
+    make_run(tmp_path / "a", end=700_000)
+    further = make_run(tmp_path / "b")
+    result, notes = notes_of(tmp_path)
+    assert [len(group.runs) for group in result.groups] == [1] and f"{further} counts" in notes
 
 
 def test_protocols_that_differ_are_said(tmp_path):
@@ -302,8 +348,8 @@ def test_games_without_a_human_score(tmp_path):
     assert "returns are raw" in raw.comparison.notes[-1] and raw.unit == "return"
     (tmp_path / "scores.csv").write_text("# mine\ngame,random,human\nCarnival,0,10\nPong,-21,21\n")
     given = analyse(found, analysis.read_scores(tmp_path / "scores.csv"))
-    assert given.games == ["Carnival", "Pong"] and "Breakout" in given.comparison.notes[-1]
-    np.testing.assert_allclose(given.last["dqn-mse-quick"][0][:2], raw.last["dqn-mse-quick"][0] / 10)
+    assert given.games == ["Breakout", "Carnival", "Pong"]
+    np.testing.assert_allclose(given.last["dqn-mse-quick"][0][2:4], raw.last["dqn-mse-quick"][0] / 10)
 
 
 # Published runs
@@ -344,18 +390,22 @@ def test_published_runs_beside_ours(tmp_path):
     values = [{"Iteration": i, "Value": 1.0, "Agent": "DQN"} for i in range(3)]
     (tmp_path / "pong.json").write_text(json.dumps(values))
     found, _ = read(tmp_path)
-    with pytest.raises(ValueError, match=r"one return per 1,000,000 frames"):
+    with pytest.raises(ValueError, match=r"--window is a multiple"):
+        groups.compare(found, window=100_000)
+    with pytest.raises(ValueError, match=r"800,012 frames, less than a window of 1,000,000"):
         groups.compare(found)
-    ours = [run._replace(frames=run.frames * 5) for run in found if run.name != "DQN"]
-    result = groups.compare([*ours, *(run for run in found if run.name == "DQN")], frames=3_000_000, window=1_000_000)
+    (ours,), published = ([run for run in found if bool(run.settings) == told] for told in (True, False))
+    longer = ours._replace(frames=ours.frames * 5, reached_frames=4_000_000, planned_frames=4_000_000)
+    result = groups.compare([longer, *published])
     assert [group.scores.shape for group in result.groups] == [(1, 3), (1, 3)]
+    assert "protocol" not in "".join(result.notes)
 
 
 # Bad input
 
 
 def test_bad_input(tmp_path):
-    with pytest.raises(ConfigError, match="There are no runs"):
+    with pytest.raises(ValueError, match="There are no runs"):
         compare.main([str(tmp_path)])
     with pytest.raises(FileNotFoundError, match="There is no .*nowhere"):
         compare.main([str(tmp_path / "nowhere"), "--output=x"])
@@ -365,7 +415,7 @@ def test_bad_input(tmp_path):
         "--groups=c51": "no name contains c51. There are: dqn-hl_gauss-quick",
         "--window=900000": "less than a window of 900,000. Lower",
         "--frames=900000000": "No run reaches",
-        "--group_by=depth": "does not differ",
+        "--group_by=depth": "no run has a setting 'depth'",
         f"--scores={tmp_path / 'Pong/dqn-mse-quick/seed0/manifest.json'}": "no CSV table",
         f"--output={tmp_path / 'Pong'}": "holds no comparison",
     }.items():
@@ -374,7 +424,7 @@ def test_bad_input(tmp_path):
     for flag in ("--window=0", "--resamples=-1", "--metric=loss"):
         with pytest.raises(SystemExit):
             compare.main([str(tmp_path), flag])
-    assert not (tmp_path / "_compare").exists()
+    assert not list(tmp_path.glob("*compare*"))
 
 
 def test_damaged_runs_are_named_and_the_rest_comes(tmp_path, capsys):
@@ -391,11 +441,66 @@ def test_damaged_runs_are_named_and_the_rest_comes(tmp_path, capsys):
     with (tmp_path / "Breakout/dqn-mse-quick/seed1/metrics.jsonl").open("a") as file:
         file.write('{"frames": 900000, "epi')  # cut short by a crash: read up to there
     (tmp_path / "notes.json").write_text('{"not": "ours"}')
+    with (tmp_path / "Pong/dqn-mse-quick/seed2/metrics.jsonl").open("a") as file:
+        file.write('{"frames": 800000, "episode/return": 1\n\n')
     assert compare.main([str(tmp_path), "--resamples=20"]) == 0
     printed = capsys.readouterr().out
     for name in (*damaged, "Breakout/dqn-mse-quick/seed0/metrics.jsonl", "notes.json"):
         assert str(tmp_path / name.removesuffix("/manifest.json").removesuffix("/metrics.jsonl")) in printed
+    assert "seed2: 1 damaged lines of metrics.jsonl are left out" in printed
     assert "| dqn-mse-quick | 2 | 3 |" in printed and "| dqn-hl_gauss-quick | 2 | 5 |" in printed
+    assert "seed0 cannot be read" in (tmp_path / "_compare/report.html").read_text()
+
+
+ODD = {
+    "settings": [None, {"a": [1]}, [["Experiment.seed", {}]], {"Experiment.seed": "x"}],
+    "protocol": [None, {}, {"game": [1], "frame_skip": 4}, {"game": "Pong", "frame_skip": float("inf")}, {"id": 3}],
+    "title": [["list"], {"a": 1}, "x" * 400, "\n\x00", "$\\foo$", "report.html", "file"],
+    "git_commit": [["a"], 5, None],
+    "num_envs": ["eight", None],
+}
+RETURNS = ["NaN", "Infinity", '"text"', "null", "[]", "1e999", "true"]
+
+
+def test_odd_runs_do_not_end_the_report(tmp_path):
+    """Each value where another is expected: read as text, or the run is left out and named; never a traceback."""
+    small_sweep(tmp_path / "good", seeds=1)
+    number = 0
+    for key, values in ODD.items():
+        for value in values:
+            run_dir = make_run(tmp_path / f"odd{number}")
+            manifest = json.loads((run_dir / "manifest.json").read_text()) | {key: value}
+            (run_dir / "manifest.json").write_text(json.dumps(manifest))
+            number += 1
+    for value in RETURNS:
+        run_dir = make_run(tmp_path / f"odd{number}")
+        (run_dir / "metrics.jsonl").write_text(f'{{"frames": 5, "episode/return": {value}}}\n{{"frames": 800000}}\n')
+        number += 1
+    (tmp_path / "nested.json").write_text("[" * 100_000)
+    assert compare.main([str(tmp_path), "--resamples=5", "--group_by=head"]) == 0
+    assert compare.main([str(tmp_path), "--resamples=5", "--output", str(tmp_path / "out")]) == 0
+
+
+def test_names_that_collide(tmp_path):
+    """Three groups in, three out."""
+    for name, eps in (("a b", "1"), ("a_b", "2"), ("a b", "3"), ("figures", "4"), ("é", "5"), ("è", "6")):
+        make_run(tmp_path / eps, settings={"adam.eps": eps}, name=name)
+    result = groups.compare(read(tmp_path)[0])
+    names = [group.name for group in result.groups]
+    assert sorted(names) == ["a b eps=1", "a b eps=3", "a_b", "figures", "è", "é"]
+    assert len(set(events.folders(names).values())) == 6
+    long = [f"dqn-hl_gauss-{'x' * 90}-{i}-{'y' * 90}" for i in range(3)]
+    assert list(figures.labels(long).values()) == ["0", "1", "2"] and len(set(events.folders(long).values())) == 3
+
+
+def test_what_is_not_a_comparison_is_left_alone(tmp_path):
+    small_sweep(tmp_path / "runs", seeds=1)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/comparison.json").write_text("{}")
+    (tmp_path / "other/precious").touch()
+    with pytest.raises(ConfigError, match="holds no comparison"):
+        compare.main([str(tmp_path / "runs"), f"--output={tmp_path / 'other'}"])
+    assert (tmp_path / "other/precious").exists()
 
 
 def test_names_are_escaped(tmp_path):

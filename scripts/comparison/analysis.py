@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from itertools import permutations
+import warnings
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ class Analysis:
       table: aggregate -> [3], of the last windows.
       thresholds: of the profiles [K].
       profiles: [3, K].
-      improvement: (x, y) -> [3], the probability that x beats y.
+      improvement: (x, y) -> [3], the probability that x beats y; each pair once.
       per_game: game -> [3, T], mean return over seeds with its interval, raw.
     """
 
@@ -46,7 +47,7 @@ class Analysis:
 
 
 def read_scores(path) -> dict[str, tuple[float, float]]:
-    """Reads a table of scores to normalise by: CSV with the columns game, random, human (or another reference).
+    """Reads scores to normalise by, beside the shipped ones: CSV with the columns game, random, human (or another).
 
     Raises:
       ValueError: if it is not one.
@@ -57,21 +58,20 @@ def read_scores(path) -> dict[str, tuple[float, float]]:
             table = {row["game"]: (float(row["random"]), float(row["human"])) for row in rows}
         if not table:
             raise ValueError("no rows")
-        if any(random == human for random, human in table.values()):
-            raise ValueError("a random score equals the human one")
-        return table
-    except (KeyError, TypeError, ValueError) as error:
+        if not all(np.isfinite(pair).all() and pair[0] != pair[1] for pair in table.values()):
+            raise ValueError("random and human must be different finite numbers")
+        return evaluation.scores() | table
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise ValueError(f"--scores: {path} is no CSV table with the columns game, random, human ({error}).") from error
 
 
-def analyse(comparison: Comparison, scores=None, resamples: int = 2_000, said=lambda note: None) -> Analysis:
+def analyse(comparison: Comparison, scores=None, resamples: int = 2_000) -> Analysis:
     """Computes everything that is shown.
 
     Args:
       comparison: the groups.
       scores: game -> (random, human); None takes the table of agents/atari_scores.csv.
       resamples: of the bootstrap.
-      said: called with each new note, which is appended to the comparison's, too.
     """
     scores = evaluation.scores() if scores is None else scores
     games, unit = [game for game in comparison.games if game in scores], "human-normalised score"
@@ -87,7 +87,6 @@ def analyse(comparison: Comparison, scores=None, resamples: int = 2_000, said=la
         note = ""
     if note:
         comparison.notes.append(note)
-        said(note)
 
     last, curves = {}, {}
     for group in comparison.groups if games else ():
@@ -95,7 +94,9 @@ def analyse(comparison: Comparison, scores=None, resamples: int = 2_000, said=la
         names = group.games[chosen]
         random, human = np.array([scores[name] for name in names]).T
         normalised = (group.scores[chosen] - random[:, None]) / (human - random)[:, None]
-        last[group.name] = normalised[:, -TABLE_WINDOWS:].mean(axis=1), names
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # of runs without a return
+            final = np.nanmean(normalised[:, -TABLE_WINDOWS:], axis=1)
+        last[group.name] = final[~np.isnan(final)], names[~np.isnan(final)]
         curves[group.name] = statistics.aggregate(normalised, names, resamples)
     table = {
         name: {key: value[:, 0] for key, value in statistics.aggregate(one[:, None], names, resamples).items()}
@@ -117,7 +118,7 @@ def analyse(comparison: Comparison, scores=None, resamples: int = 2_000, said=la
         {name: statistics.profile(*of, thresholds, resamples) for name, of in last.items()},
         {
             (x, y): statistics.probability_of_improvement(*last[x], *last[y], resamples)
-            for x, y in permutations(last, 2)
+            for x, y in combinations(last, 2)
         },
         {group.name: _per_game(group, comparison.games, resamples) for group in comparison.groups},
     )
@@ -129,6 +130,10 @@ def _per_game(group, games, resamples) -> dict[str, np.ndarray]:
     for game in games:
         of_game = group.scores[group.games == game]  # [seeds, T]
         index = statistics.resample(np.zeros(len(of_game)), resamples, np.random.default_rng(0))
-        drawn = np.apply_along_axis(np.bincount, 1, index, minlength=len(of_game)) / len(of_game)
-        result[game] = np.stack([of_game.mean(axis=0), *statistics.interval(drawn @ of_game)])
+        drawn = np.apply_along_axis(np.bincount, 1, index, minlength=len(of_game))
+        there = ~np.isnan(of_game)
+        with np.errstate(invalid="ignore"):  # a sample may hold none of the runs that have a return
+            samples = (drawn @ np.where(there, of_game, 0)) / (drawn @ there)
+        ends = np.nanquantile(samples, [0.025, 0.975], axis=0)
+        result[game] = np.stack([np.nanmean(of_game, axis=0), *ends])
     return result

@@ -37,12 +37,12 @@ def write(analysis: Analysis, directory: Path, pictures: dict[str, bytes]) -> No
       pictures: name -> PNG.
     """
     frames = analysis.comparison.frames
-    series = {}
+    series, runs = {}, folders([group.name for group in analysis.comparison.groups])
     for group in analysis.comparison.groups:
         tags = {f"{key}/": band for key, band in analysis.curves.get(group.name, {}).items()}
         tags |= {f"game/{game}/": band for game, band in analysis.per_game[group.name].items()}
         series |= dict.fromkeys(tags)
-        writer = EventFileWriter(str(directory / folder(group.name)))
+        writer = EventFileWriter(str(directory / runs[group.name]))
         for tag, band in tags.items():
             for end, values in zip(ENDS, band, strict=True):
                 for frame, value in zip(frames, values, strict=True):
@@ -60,9 +60,15 @@ def write(analysis: Analysis, directory: Path, pictures: dict[str, bytes]) -> No
     writer.close()
 
 
-def folder(name: str) -> str:
-    """The name of a group as a folder; TensorBoard's runs must not hold parentheses."""
-    return re.sub(r"[^A-Za-z0-9=.,+-]+", "_", name).strip("_.") or "group"
+def folders(names: list[str]) -> dict[str, str]:
+    """Names of groups as names of folders, no two alike; TensorBoard's runs must not hold parentheses."""
+    result: dict[str, str] = {}
+    for name in names:
+        plain = re.sub(r"[^A-Za-z0-9=.,+-]+", "_", name).strip("_.")[:100] or "group"
+        while plain.lower() in {"figures", *(other.lower() for other in result.values())}:
+            plain += "+"
+        result[name] = plain
+    return result
 
 
 def _layout(series) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 
 import matplotlib
@@ -16,7 +17,8 @@ from comparison.analysis import Analysis
 
 # Okabe & Ito's colours, told apart with any colour vision (https://jfly.uni-koeln.de/color/); then other line styles.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A8A8A")
-STYLES = ("-", "--", ":", "-.")
+STYLES, MARKERS = ("-", "--", ":", "-."), "osD^v"
+LARGEST_PAIRS = 45  # pairs of groups that the figure of improvements has room for
 INK = "#121416"  # text and axes; in pages it becomes the colour of their text
 TITLES = {
     "iqm": "interquartile mean",
@@ -35,7 +37,9 @@ INKED = (
 )
 plt.rcParams.update(dict.fromkeys(INKED, INK))
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.2})
-plt.rcParams.update({"font.sans-serif": ["DejaVu Sans"], "svg.fonttype": "none", "legend.frameon": False})
+plt.rcParams.update(
+    {"text.parse_math": False, "font.sans-serif": ["DejaVu Sans"], "svg.fonttype": "none", "legend.frameon": False}
+)
 
 
 def style(analysis: Analysis) -> dict[str, dict]:
@@ -52,7 +56,7 @@ def draw_all(analysis: Analysis, legend: bool = True) -> dict[str, Figure]:
     figures = {"per_game": per_game}
     if analysis.curves:
         figures = {"iqm": iqm, "aggregates": aggregates, "profiles": profiles} | figures
-    if analysis.improvement:
+    if 0 < len(analysis.improvement) <= LARGEST_PAIRS:
         figures["improvement"] = improvement
     return {name: function(analysis, legend) for name, function in figures.items()}
 
@@ -76,9 +80,16 @@ def svg(figure: Figure, inline: bool = False) -> str:
     return text
 
 
-def short(name: str, length: int = 36) -> str:
-    """A name that fits: its middle is left out."""
-    return name if len(name) <= length else f"{name[: length // 2]}…{name[-length // 2 + 1 :]}"
+def labels(names: list[str], length: int = 34) -> dict[str, str]:
+    """Names that fit: long ones without what all have in common at the start and the end, and cut in the middle."""
+    if len(names) > 1 and max(map(len, names)) > length:
+        start = len(os.path.commonprefix(names))
+        end = len(os.path.commonprefix([name[:start:-1] for name in names]))
+        names = {name: name[start : len(name) - end] for name in names}
+    else:
+        names = {name: name for name in names}
+    half = length // 2
+    return {name: text if len(text) <= length else f"{text[:half]}…{text[-half + 1 :]}" for name, text in names.items()}
 
 
 def _figure(analysis, legend, columns=1, rows=1, size=(7.2, 3.8), **options):
@@ -88,12 +99,14 @@ def _figure(analysis, legend, columns=1, rows=1, size=(7.2, 3.8), **options):
     plt.close(figure)  # owned by the caller, not by pyplot
     if legend:
         handles = [plt.Line2D([], [], linewidth=2, **line) for line in style(analysis).values()]
-        figure.legend(handles, map(short, style(analysis)), loc="outside upper center", ncols=3, fontsize=9)
+        texts = labels(list(style(analysis))).values()
+        columns = 3 if max(map(len, texts)) < 28 else 2
+        figure.legend(handles, texts, loc="outside upper center", ncols=columns, fontsize=9)
     return figure, axes.ravel()
 
 
 def _curve(axes, frames, band, line) -> None:
-    axes.plot(frames / 1e6, band[0], linewidth=1.8, **line)
+    axes.plot(frames / 1e6, band[0], linewidth=1.8, marker="o" if len(frames) == 1 else "", **line)
     axes.fill_between(frames / 1e6, band[1], band[2], color=line["color"], alpha=0.18, linewidth=0)
 
 
@@ -108,16 +121,19 @@ def iqm(analysis: Analysis, legend: bool) -> Figure:
 
 
 def aggregates(analysis: Analysis, legend: bool) -> Figure:
-    """Every aggregate of the last windows, as a dot with its interval."""
+    """Every aggregate of the last windows, as a dot with its interval; rows are named, so there is no legend."""
     rows, keys = len(analysis.table), next(iter(analysis.table.values()))
-    figure, panels = _figure(analysis, legend, len(keys), size=(7.2, 1.1 + 0.28 * rows), sharey=True)
+    figure, panels = _figure(analysis, False, len(keys), size=(7.2, 1.1 + 0.28 * rows), sharey=True)
     for axes, key in zip(panels, keys, strict=True):
         for i, (name, line) in enumerate(style(analysis).items()):
             value, lower, upper = analysis.table[name][key]
             axes.plot([lower, upper], [-i, -i], color=line["color"], linewidth=5, alpha=0.35, solid_capstyle="butt")
-            axes.plot([value], [-i], "o", color=line["color"], markersize=5)
+            axes.plot([value], [-i], MARKERS[i // len(COLOURS) % len(MARKERS)], color=line["color"], markersize=5)
         axes.set_title(TITLES[key].replace(" (", "\n("), fontsize=9)
-        axes.set(yticks=[], ylim=(0.6 - rows, 0.4))
+        axes.set(ylim=(0.6 - rows, 0.4))
+        axes.set_yticks(-np.arange(rows), labels(list(style(analysis))).values(), fontsize=8)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
     return figure
 
@@ -134,16 +150,15 @@ def profiles(analysis: Analysis, legend: bool) -> Figure:
 
 def improvement(analysis: Analysis, legend: bool) -> Figure:
     """How probably a run of one group beats one of another, one row per pair."""
-    names = list(style(analysis))
-    pairs = [(x, y) for i, x in enumerate(names) for y in names[i + 1 :]]
+    pairs, short = list(analysis.improvement), labels(list(style(analysis)))
     figure, (axes,) = _figure(analysis, False, size=(7.2, 0.9 + 0.26 * len(pairs)))
     for i, (x, y) in enumerate(pairs):
         value, lower, upper = analysis.improvement[x, y]
         axes.plot([lower, upper], [-i, -i], color=COLOURS[0], linewidth=5, alpha=0.35, solid_capstyle="butt")
         axes.plot([value], [-i], "o", color=COLOURS[0], markersize=5)
-        axes.annotate(f"> {short(y)}", (1.04, -i), fontsize=8, va="center", annotation_clip=False)
+        axes.annotate(f"> {short[y]}", (1.04, -i), fontsize=8, va="center", annotation_clip=False)
     axes.axvline(0.5, color=INK, linewidth=0.8)
-    axes.set_yticks(-np.arange(len(pairs)), [short(x) for x, _ in pairs], fontsize=8)
+    axes.set_yticks(-np.arange(len(pairs)), [short[x] for x, _ in pairs], fontsize=8)
     axes.set(xlim=(-0.02, 1.02), ylim=(0.5 - len(pairs), 0.5), xlabel="probability of improvement")
     return figure
 

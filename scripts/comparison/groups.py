@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable
 
 import numpy as np
 
-from comparison.runs import Run
+from comparison.runs import ITERATION_FRAMES, Run
 
 WINDOW_FRAMES, TABLE_WINDOWS = 1_000_000, 5
 
 
+class NothingYet(ValueError):
+    """There is nothing to compare, but there will be while runs go on."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Runs that differ in game and seed only.
+    """Runs whose scores are aggregated.
 
     Attributes:
       name: for people, unlike that of any other group.
-      settings: what tells it from other groups.
-      runs: sorted by game and seed.
-      scores: raw returns of each run [R, T], in the windows of the comparison.
+      settings: what tells it from other groups; several values where groups were merged.
+      runs: sorted by game.
+      scores: raw returns of each run [R, T], in the windows of the comparison; NaN where no episode ended in one.
     """
 
     name: str
@@ -40,7 +43,7 @@ class Comparison:
     """Groups on the same games and frames.
 
     Attributes:
-      groups: by name.
+      groups: with one run on every game at least.
       games: those that all groups have.
       frames: end of each window [T].
       window: width of the windows in frames.
@@ -55,71 +58,84 @@ class Comparison:
 
 
 def differing(runs: list[Run]) -> list[str]:
-    """Settings that are not the same in all runs."""
-    keys = dict.fromkeys(key for run in runs for key in run.settings)
-    return [key for key in keys if len({run.settings.get(key) for run in runs}) > 1]
-
-
-def select(keys: list[str], wanted: list[str] | None, notes: list[str]) -> list[str]:
-    """The settings to group by: all that differ, or those that the user wants, by full name or its last part.
-
-    Raises:
-      ValueError: if a wanted one is not among those that differ.
-    """
-    if wanted is None:
-        return keys
-    chosen = []
-    for name in wanted:
-        found = [key for key in keys if key == name or key.rpartition(".")[2] == name]
-        if not found:
-            raise ValueError(
-                f"--group_by: {name!r} does not differ between these runs; what does: {keys or 'nothing'}."
-            )
-        chosen += found
-    if merged := [key for key in keys if key not in chosen]:
-        notes.append(f"Merged runs that differ in {', '.join(merged)}.")
-    return chosen
+    """Settings that are not the same in all of our runs; published ones tell none."""
+    ours = [run for run in runs if run.settings]
+    keys = dict.fromkeys(key for run in ours for key in run.settings)
+    return [key for key in keys if len({run.settings.get(key) for run in ours}) > 1]
 
 
 def make_groups(runs: list[Run], wanted: list[str] | None, notes: list[str]) -> dict[str, list[Run]]:
-    """Sorts runs into groups by their settings; returns name -> runs."""
-    keys = select(differing(runs), wanted, notes)
+    """Sorts runs into groups by their settings, published ones by their names.
+
+    Args:
+      runs: all runs.
+      wanted: the settings that make groups, by full name or its last part; None: all that differ.
+      notes: gets what was merged.
+
+    Returns:
+      name -> runs, sorted by game.
+
+    Raises:
+      ValueError: if no run has a wanted setting.
+    """
+    keys = differing(runs)
+    if wanted is not None:
+        known = dict.fromkeys(key for run in runs for key in run.settings)
+        chosen = [key for name in wanted for key in known if name in (key, key.rpartition(".")[2])]
+        for name in wanted:
+            if not any(name in (key, key.rpartition(".")[2]) for key in known):
+                raise ValueError(f"--group_by: no run has a setting {name!r}. What differs: {keys or 'nothing'}.")
+        if merged := [key for key in keys if key not in chosen]:
+            notes.append(f"Merged runs that differ in {', '.join(merged)}.")
+        keys = chosen
     groups: dict[tuple, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(tuple(run.settings.get(key) for key in keys), []).append(run)
-    plain = {values: " or ".join(sorted({run.name for run in members})) for values, members in groups.items()}
-    named = {}
-    for values, members in groups.items():
-        alike = [other for other in groups if plain[other] == plain[values]]
-        told = [i for i in range(len(keys)) if len({other[i] for other in alike}) > 1]
-        more = [f"{keys[i].rpartition('.')[2]}={values[i]}" for i in told]
-        named[" ".join([plain[values], *more])] = _without_twins(members, notes)
+    for run in _without_twins(runs, notes):
+        key = tuple(run.settings.get(key) for key in keys) if run.settings else run.name
+        groups.setdefault(key, []).append(run)
+    titles = {key: " or ".join(sorted({run.name for run in members})) for key, members in groups.items()}
+    named: dict[str, list[Run]] = {}
+    for key, members in groups.items():
+        alike = [other for other in groups if titles[other] == titles[key] and isinstance(other, tuple)]
+        told = [i for i in range(len(keys)) if len({other[i] for other in alike}) > 1] if key in alike else []
+        name = " ".join([titles[key], *(f"{keys[i].rpartition('.')[2]}={key[i]}" for i in told)])
+        while name in named:
+            name += "'"
+        named[name] = sorted(members, key=lambda run: (run.game, run.seed))
     return named
 
 
 def _without_twins(runs: list[Run], notes: list[str]) -> list[Run]:
-    """Sorted by game and seed; of two with the same the one that got further."""
+    """Of two runs that are alike in everything the one that got further."""
     kept: dict[tuple, Run] = {}
     for run in runs:
-        twin = kept.get((run.game, run.seed))
+        key = (run.name if not run.settings else "", *sorted(run.settings.items()), run.game, run.seed)
+        twin = kept.get(key)
         if twin is None or twin.reached_frames < run.reached_frames:
-            kept[run.game, run.seed] = run
-        if twin is not None:
-            notes.append(f"{twin.source} and {run.source} are of the same group, game and seed; the longer one counts.")
-    return [kept[key] for key in sorted(kept)]
+            kept[key] = run
+        if twin is not None and twin.source != run.source:
+            notes.append(
+                f"{twin.source} and {run.source} have the same settings, game and seed: {kept[key].source} counts."
+            )
+    return list(kept.values())
 
 
-def common_frames(runs: list[Run], asked: int | None, notes: list[str]) -> int:
-    """Up to which frames is compared: as far as all finished runs go, all runs if none is finished, or as asked."""
-    if asked:
-        return asked
-    started = [run for run in runs if len(run.frames)]
-    finished = [run for run in started if run.reached_frames >= run.planned_frames * 0.98]
-    if finished:
-        return min(run.planned_frames for run in finished)
-    shortest = min(started, key=lambda run: run.reached_frames)
-    notes.append(f"No run is finished: compared as far as {shortest.source} goes.")
-    return shortest.reached_frames
+def common_frames(groups: dict[str, list[Run]], notes: list[str]) -> int:
+    """Up to which frames is compared: as far as all groups go, each by its longest run, published ones by the shortest.
+
+    Groups that have only just begun are taken out of `groups`, with a note.
+    """
+    furthest = lambda members: (max if members[0].settings else min)(run.reached_frames for run in members)
+    reach = {name: furthest(members) for name, members in groups.items()}
+    longest = max(reach.values())
+    for name, members in list(groups.items()):
+        going = all(run.reached_frames < run.planned_frames for run in members)
+        if going and reach[name] < longest / 2:
+            notes.append(f"{name} has only begun ({reach[name]:,} frames) and is left out; --frames tells otherwise.")
+            del groups[name], reach[name]
+    shortest = min(reach, key=reach.get)
+    if reach[shortest] < 0.99 * longest:
+        notes.append(f"Compared up to {reach[shortest]:,} frames, as far as {shortest} goes.")
+    return reach[shortest]
 
 
 def nice_window(frames: int) -> int:
@@ -137,7 +153,6 @@ def compare(
     containing: list[str] | None = None,
     window: int | None = None,
     frames: int | None = None,
-    said: Callable[[str], None] = lambda note: None,
 ) -> Comparison:
     """Brings runs to the same games and frames.
 
@@ -147,46 +162,44 @@ def compare(
       containing: only groups whose name contains one of these.
       window: width of the windows over which returns are averaged, in frames; None chooses.
       frames: compare up to here; None chooses. Runs that have not got so far are left out.
-      said: called with each note.
 
     Raises:
       ValueError: if nothing can be compared.
     """
     notes: list[str] = []
     if not any(len(run.frames) for run in runs):
-        raise ValueError("There is no run with a return yet.")
+        raise NothingYet("There is no run with a return yet.")
     groups = make_groups(runs, group_by, notes)
     if containing:
         chosen = {name: members for name, members in groups.items() if any(text in name for text in containing)}
         if not chosen:
             raise ValueError(f"--groups: no name contains {' or '.join(containing)}. There are: {', '.join(groups)}.")
-        groups, runs = chosen, [run for members in chosen.values() for run in members]
-    frames = common_frames(runs, frames, notes)
+        groups = chosen
+    frames = frames or common_frames(groups, notes)
+    if any(not run.settings for members in groups.values() for run in members):
+        window = window or ITERATION_FRAMES
+        if window % ITERATION_FRAMES:
+            raise ValueError(f"Published runs have a return per {ITERATION_FRAMES:,} frames: --window is a multiple.")
     window = window or nice_window(frames)
-    published = [run for run in runs if "published as" in run.settings]
-    if published and window % WINDOW_FRAMES:
-        raise ValueError(f"Published runs have one return per {WINDOW_FRAMES:,} frames; --window must be a multiple.")
     number = int(frames // window)
     if number < 1:
         raise ValueError(f"The runs compared have {frames:,} frames, less than a window of {window:,}. Lower --window.")
-
     kept = {}
     for name, members in groups.items():
-        # An episode that ends exactly at the last frame is rare: a run counts once its last window has begun.
-        kept[name] = [run for run in members if run.reached_frames > (number - 1) * window]
+        kept[name] = [run for run in members if run.reached_frames >= number * window]
         for run in members:
-            if run not in kept[name]:
+            if run.reached_frames < number * window:
                 notes.append(f"Left out, at {run.reached_frames:,} of {number * window:,} frames: {run.source}")
     for name in [name for name, members in kept.items() if not members]:
         notes.append(f"The group {name} has no run that reaches {number * window:,} frames.")
         del kept[name]
     if not kept:
         raise ValueError(f"No run reaches {number * window:,} frames. Lower --frames.")
-    return _align(kept, window, number, notes, said)
+    return _align(kept, window, number, notes)
 
 
-def _align(groups: dict[str, list[Run]], window: int, number: int, notes, said) -> Comparison:
-    """Cuts to the games of all groups, and to the windows in which every run has a return."""
+def _align(groups: dict[str, list[Run]], window: int, number: int, notes: list[str]) -> Comparison:
+    """Cuts to the games of all groups, and to the windows in which each group has a return on each game."""
     games = sorted(set.intersection(*({run.game for run in members} for members in groups.values())))
     if not games:
         raise ValueError(f"The groups have no game in common: {', '.join(groups)}.")
@@ -195,48 +208,51 @@ def _align(groups: dict[str, list[Run]], window: int, number: int, notes, said) 
             notes.append(f"Only some groups have these games, which are left out of {name}: {', '.join(others)}.")
     groups = {name: [run for run in members if run.game in games] for name, members in groups.items()}
     scores = {name: np.array([run.windows(window, number) for run in members]) for name, members in groups.items()}
-    complete = np.all([~np.isnan(values).any(axis=0) for values in scores.values()], axis=0)
-    if not complete.any():
-        raise ValueError(f"No window of {window:,} frames has a return of every run. Pass a larger --window.")
-    if not complete.all():
-        _note_gaps(groups, scores, window, complete, notes)
+    kept = np.ones(number, bool)
     for name, members in groups.items():
-        notes += _missing(name, members, games)
-        seeds = Counter(run.game for run in members)
-        if max(seeds.values()) == 1:
-            notes.append(f"{name} has one seed per game: its intervals say nothing about seeds.")
-        for fact in ("commit", "device"):
-            if len(values := {run.facts[fact] for run in members if run.facts.get(fact)}) > 1:
-                notes.append(f"The runs of {name} differ in {fact}: {', '.join(sorted(values))}.")
-    varying = differing([run for members in groups.values() for run in members])
-    made = [
-        Group(name, {key: members[0].settings.get(key, "-") for key in varying}, members, scores[name][:, complete])
-        for name, members in groups.items()
-    ]
-    if protocol := [key for key in varying if key.startswith("Atari.")]:
-        notes.insert(0, f"The groups differ in the protocol of their games: {', '.join(protocol)}.")
-    for note in notes:
-        said(note)
-    return Comparison(made, games, (np.flatnonzero(complete) + 1) * window, window, notes)
+        of = np.array([run.game for run in members])
+        for game in games:
+            kept &= ~np.isnan(scores[name][of == game]).all(axis=0)
+    if not kept.any():
+        raise ValueError(f"No window of {window:,} frames has a return of each group on each game: raise --window.")
+    if not kept.all():
+        ends = (np.flatnonzero(~kept) + 1) * window
+        notes.append(
+            f"{len(ends)} of {number} windows are left out, since a group has no return on a game in them: those that "
+            f"end at {', '.join(f'{end:,}' for end in ends[:8])}{' and more' if len(ends) > 8 else ''} frames."
+        )
+    scores = {name: values[:, kept] for name, values in scores.items()}
+    for name, members in groups.items():
+        notes += _gaps(name, members, games, scores[name])
+    every = [run for members in groups.values() for run in members]
+    for fact in ("commit", "device"):
+        if len(values := {run.facts[fact] for run in every if run.facts.get(fact)}) > 1:
+            notes.append(f"The runs differ in {fact}: {', '.join(sorted(values))}.")
+    made = []
+    for name, members in groups.items():
+        told = {key: {run.settings.get(key, "-") for run in members} for key in differing(every)}
+        settings = {key: " or ".join(sorted(values)) for key, values in told.items()} if members[0].settings else {}
+        made.append(Group(name, settings, members, scores[name]))
+    if protocol := [key for key in differing(every) if key.startswith("Atari.")]:
+        notes.insert(0, f"The runs differ in the protocol of their games: {', '.join(protocol)}.")
+    return Comparison(made, games, (np.flatnonzero(kept) + 1) * window, window, notes)
 
 
-def _note_gaps(groups, scores, window, complete, notes) -> None:
-    culprits = [
-        run.source
-        for name, members in groups.items()
-        for run, values in zip(members, scores[name], strict=True)
-        if np.isnan(values).any()
-    ]
-    notes.append(
-        f"{np.sum(~complete)} of {len(complete)} windows of {window:,} frames are left out, as they lack a return in "
-        f"{', '.join(culprits[:3])}{f' and {len(culprits) - 3} more' if len(culprits) > 3 else ''}."
-    )
-
-
-def _missing(name: str, members: list[Run], games: list[str]) -> list[str]:
-    """Seeds that some games of a group have and others lack."""
-    seeds = sorted({run.seed for run in members})
-    have = {(run.game, run.seed) for run in members}
-    lacking = {game: [seed for seed in seeds if (game, seed) not in have] for game in games}
-    missing = [f"{game} (seed {', '.join(map(str, lack))})" for game, lack in lacking.items() if lack]
-    return [f"{name} lacks {'; '.join(missing)}."] if missing else []
+def _gaps(name: str, members: list[Run], games: list[str], scores: np.ndarray) -> list[str]:
+    """Notes on what a group lacks: seeds of a game, returns in windows, a second seed."""
+    notes = []
+    replicate = lambda run: (*sorted(run.settings.items()), run.seed)
+    have = {(run.game, replicate(run)) for run in members}
+    everything = {replicate(run): run.seed for run in members}
+    lacking = {game: sorted(seed for key, seed in everything.items() if (game, key) not in have) for game in games}
+    if missing := [f"{game} (seed {', '.join(map(str, seeds))})" for game, seeds in lacking.items() if seeds]:
+        notes.append(f"{name} lacks {'; '.join(missing)}. Games with more runs weigh more in IQM and optimality gap.")
+    if number := int(np.isnan(scores).sum()):
+        without = [run.source for run, row in zip(members, scores, strict=True) if np.isnan(row).any()]
+        more = f" and {len(without) - 3} more" if len(without) > 3 else ""
+        notes.append(
+            f"{name} has no return in {number} windows of {', '.join(without[:3])}{more}: other runs stand alone."
+        )
+    if max(Counter(run.game for run in members).values()) == 1:
+        notes.append(f"{name} has one run per game: its intervals say nothing about seeds.")
+    return notes

@@ -29,9 +29,10 @@ svg { width: 100%; height: auto; font-family: system-ui, sans-serif; }
 .scroll { overflow-x: auto; } .soft { color: var(--soft); }
 table { border-collapse: collapse; font-size: .9rem; }
 th, td { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
+td:first-child { overflow-wrap: anywhere; min-width: 9rem; }
+td:not(:first-child) { font-variant-numeric: tabular-nums; white-space: nowrap; }
 .legend { position: sticky; top: 0; background: var(--page); border-bottom: 1px solid var(--line); padding: .5rem 0;
-  display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; font-size: .9rem; }
+  display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; font-size: .9rem; max-height: 25vh; overflow-y: auto; }
 .legend svg { width: 2.2rem; height: .8rem; vertical-align: middle; margin-right: .4rem; }
 code { font-size: .85rem; overflow-wrap: anywhere; }
 """
@@ -83,6 +84,10 @@ def page(analysis: Analysis) -> str:
     for name, heading in HEADINGS.items():
         if name in drawn:
             parts.append(f"<h2>{heading}</h2>{figures.svg(drawn[name], inline=True)}")
+    if analysis.improvement and "improvement" not in drawn:
+        parts.append(
+            "<p>There are too many pairs of groups for a picture of improvements: improvement.csv has all.</p>"
+        )
     keys = sorted({key for group in c.groups for key in group.settings})
     settings = [["group", *keys], *([group.name, *(group.settings.get(key, "") for key in keys)] for group in c.groups)]
     if keys:
@@ -111,19 +116,27 @@ def _legend(analysis: Analysis) -> str:
 def _table(rows: list[list[str]]) -> str:
     header, *body = rows
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    lines = "".join(
-        "<tr>" + "".join(f'<td class="number">{escape(cell)}</td>' for cell in row) + "</tr>" for row in body
-    )
+    lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in body)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
 def write_tables(analysis: Analysis, directory: Path) -> None:
     """Writes the aggregates as CSV, and the scores as arrays in rliable's shape.
 
-    `aggregates.csv` has a row per group, aggregate and window; `runs.csv` one per run and window, raw. `scores.npz`
-    holds for each group an array [seeds, games] of the last windows, NaN where a run is missing.
+    `table.csv` has a row per group and aggregate of the last windows, `improvement.csv` one per pair of groups,
+    `aggregates.csv` one per group, aggregate and window, `runs.csv` one per run and window, raw. `scores.npz` holds for
+    each group an array [runs, games] of the last windows, NaN where a run is missing.
     """
     c = analysis.comparison
+    with (directory / "table.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["group", "aggregate", "value", "lower", "upper"])
+        for name, table in analysis.table.items():
+            writer.writerows([name, key, *band] for key, band in table.items())
+    with (directory / "improvement.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["better", "worse", "probability", "lower", "upper"])
+        writer.writerows([*pair, *band] for pair, band in analysis.improvement.items())
     with (directory / "aggregates.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["group", "aggregate", "frames", "value", "lower", "upper"])
@@ -141,9 +154,9 @@ def write_tables(analysis: Analysis, directory: Path) -> None:
     arrays = {}
     for group in c.groups if analysis.games else ():
         scores, games = analysis.last[group.name]
-        runs = [run for run in group.runs if run.game in analysis.games]
-        seeds = sorted({run.seed for run in runs})
-        arrays[group.name] = np.full((len(seeds), len(analysis.games)), np.nan)
-        for score, run in zip(scores, runs, strict=True):
-            arrays[group.name][seeds.index(run.seed), analysis.games.index(run.game)] = score
+        of_game = [scores[games == game] for game in analysis.games]
+        array = np.full((max(map(len, of_game)), len(analysis.games)), np.nan)
+        for column, values in zip(array.T, of_game, strict=True):
+            column[: len(values)] = values
+        arrays[f"{group.name}'" if group.name in ("file", "games", "allow_pickle") else group.name] = array
     np.savez(directory / "scores.npz", **arrays, games=np.array(analysis.games))

@@ -1,26 +1,28 @@
-"""Reads runs: our run directories, and Dopamine's published baselines."""
+"""Reads runs: our run directories, and Dopamine's published baselines. Nothing that is read is ever executed."""
 
 from __future__ import annotations
 
 import csv
 import gzip
-import io
 import json
+import os
 import zlib
 from collections import defaultdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from agents import logger
 from agents.environments import ROMS
+from agents.logger import METRICS
 from agents.run_directory import MANIFEST, MAY_CHANGE
 
-OUTPUT = "_compare"
+OUTPUT, MARKER = "_compare", "comparison.json"  # the marker tells a folder of results
+SKIPPED = {OUTPUT, "_sweep", "checkpoints"}
 TAGS = {"train": "episode/return", "eval": "eval/return"}
 ITERATION_FRAMES = 1_000_000  # of Dopamine's iterations
 NOT_COMPARED = {"Experiment.seed", "Atari.game", "Gymnasium.id"} | MAY_CHANGE
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, EOFError)
 
 
 class Run(NamedTuple):
@@ -30,16 +32,12 @@ class Run(NamedTuple):
     name: str  # of its settings, for people
     game: str
     seed: int
-    settings: dict[str, str]  # that tell it from runs of other groups
-    facts: dict[str, Any]  # that do not, but are worth a note: commit, device
+    settings: dict[str, str]  # that tell it from runs of other groups; none for published runs
+    facts: dict[str, str]  # that do not, but are worth a note: commit, device
     planned_frames: int
+    reached_frames: int
     frames: np.ndarray  # [K], of each return
     returns: np.ndarray  # [K]
-
-    @property
-    def reached_frames(self) -> int:
-        """Frames of the last return; the run may have gone further without one."""
-        return int(self.frames[-1]) if len(self.frames) else 0
 
     def windows(self, width: int, number: int) -> np.ndarray:
         """Means of the returns in (k width, (k + 1) width] for k < number; NaN where there is none."""
@@ -66,41 +64,77 @@ def read(path, metric: str, problems: list[str]) -> list[Run]:
         return _file(path, problems)
     if not path.is_dir():
         raise FileNotFoundError(f"There is no {path}. Pass run directories, their parents, or Dopamine's baselines.")
-    runs = []
-    for folder in [path, *sorted(path.rglob("*/"))]:
-        if any(part.startswith(("_", ".")) for part in folder.relative_to(path).parts) or folder.name == "checkpoints":
+    runs, seen = [], set()
+    for folder, folders, files in os.walk(path, followlinks=True):
+        if MARKER in files or (real := os.path.realpath(folder)) in seen:
+            folders.clear()
             continue
-        if (folder / MANIFEST).is_file():
-            runs += _directory(folder, metric, problems)
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if name not in SKIPPED and not name.startswith("."))
+        if MANIFEST in files:
+            runs += _directory(Path(folder), metric, problems)
         else:
-            for file in sorted(folder.glob("*.json")):
-                if not file.name.endswith(".vg.json"):  # Dopamine's plots
-                    runs += _file(file, problems)
+            for name in sorted(files):
+                if name.endswith(".json") and not name.endswith(".vg.json"):  # which are Dopamine's plots
+                    runs += _file(Path(folder, name), problems)
     return runs
+
+
+def _text(value) -> str:
+    """Anything as one line of printable text."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(value))
 
 
 def _directory(run_dir: Path, metric: str, problems: list[str]) -> list[Run]:
     try:
         manifest = json.loads((run_dir / MANIFEST).read_text())
-        settings, protocol = dict(manifest["settings"]), manifest["protocol"]
-        game = protocol.get("game") or protocol["id"].split(":")[-1]
-        seed = int(settings["Experiment.seed"])
+        settings = {_text(key): _text(value) for key, value in dict(manifest["settings"]).items()}
+        protocol = manifest["protocol"]
+        game = _text(protocol.get("game") or str(protocol["id"]).split(":")[-1])
         frames_per_step = int(protocol.get("frame_skip", 1))
         planned = int(settings["Experiment.total_steps"]) * frames_per_step
-        tag = TAGS[metric]
-        rows = logger.read(run_dir, tag)
-        points = [(float(row["frames"]), float(row[tag])) for row in rows if row.get(tag) is not None]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        problems.append(f"{run_dir} cannot be read ({type(error).__name__}: {error}) and is left out.")
+        if frames_per_step < 1 or planned < 1:
+            raise ValueError(f"{planned} frames planned")
+        points, reached, damaged = _points(run_dir / METRICS, TAGS[metric])
+        frames, returns = np.array(points, np.float64).reshape(-1, 2).T
+        if not (np.isfinite(frames).all() and np.isfinite(returns).all()):
+            raise ValueError("returns or frames that are no finite numbers")
+        if np.any(np.diff(frames) < 0):
+            raise ValueError("frames that go backwards")
+        if metric == "eval":  # made at the first step of all games at or beyond the one they were due at
+            frames = np.maximum(frames - (int(manifest["num_envs"]) - 1) * frames_per_step, 1)
+        facts = {"commit": _text(manifest.get("git_commit")), "device": _text(manifest.get("device"))}
+        name, seed = _text(manifest.get("title") or run_dir.parent.name), int(settings["Experiment.seed"])
+    except UNREADABLE as error:
+        problems.append(f"{run_dir} cannot be read ({type(error).__name__}: {_text(error)[:200]}) and is left out.")
         return []
-    frames, returns = np.array(points).reshape(-1, 2).T
-    if np.any(np.diff(frames) < 0):
-        problems.append(f"{run_dir}: the frames of metrics.jsonl go backwards; it is left out.")
-        return []
+    if damaged:
+        problems.append(f"{run_dir}: {damaged} damaged lines of {METRICS} are left out.")
     settings = {key: value for key, value in settings.items() if key not in NOT_COMPARED}
-    facts = {"commit": manifest.get("git_commit"), "device": manifest.get("device")}
-    name = manifest.get("title") or run_dir.parent.name
-    return [Run(str(run_dir), name, game, seed, settings, facts, planned, frames, returns)]
+    return [Run(str(run_dir), name, game, seed, settings, facts, planned, reached, frames, returns)]
+
+
+def _points(path: Path, tag: str) -> tuple[list, int, int]:
+    """The (frames, return) of a tag, the last frames of any, and the number of damaged lines with the tag.
+
+    A last line that was cut short by a crash is no damage.
+    """
+    points, damaged, reached, line = [], 0, 0, ""
+    with path.open() as file:
+        for line in file:
+            if tag in line:  # much faster than to parse all
+                try:
+                    row = json.loads(line)
+                    if row[tag] is not None:
+                        points.append((row["frames"], row[tag]))
+                    reached = row["frames"]
+                except (json.JSONDecodeError, KeyError):
+                    damaged += line.endswith("\n")
+    try:
+        reached = max(reached, json.loads(line)["frames"])
+    except (json.JSONDecodeError, KeyError):
+        pass  # cut short, or empty
+    return points, int(reached), damaged
 
 
 def _file(path: Path, problems: list[str]) -> list[Run]:
@@ -110,6 +144,8 @@ def _file(path: Path, problems: list[str]) -> list[Run]:
     "Agent"}; CSV, possibly compressed: columns game, agent, run, iteration, mean_return. An iteration is a million
     frames, and games are in lower case (https://github.com/google/dopamine/tree/master/baselines/atari).
     """
+    camel_case = {name.lower(): name for name in ROMS}
+    runs = []
     try:
         if path.suffix == ".json":
             values = _json(path)
@@ -117,27 +153,26 @@ def _file(path: Path, problems: list[str]) -> list[Run]:
             values = _csv(path)
         else:
             raise ValueError("neither .json nor .csv nor .csv.gz")
-    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
-        problems.append(f"{path} is not in a layout of Dopamine's baselines ({error}) and is left out.")
+        for (game, agent, run), points in values.items():
+            iterations, returns = np.array(sorted(points), np.float64).T
+            if not (np.isfinite(iterations).all() and np.isfinite(returns).all()):
+                raise ValueError("values that are no finite numbers")
+            frames = (iterations + 1) * ITERATION_FRAMES
+            source, end = f"{path}: {_text(agent)}, {_text(game)}, run {run}", int(frames[-1])
+            game = camel_case.get(game, _text(game))
+            runs.append(Run(source, _text(agent), game, run, {}, {}, end, end, frames, returns))
+    except (*UNREADABLE, zlib.error, csv.Error) as error:
+        problems.append(f"{path} is not in a layout of Dopamine's baselines ({_text(error)[:200]}) and is left out.")
         return []
-    camel_case = {name.lower(): name for name in ROMS}
-    runs = []
-    for (game, agent, run), points in values.items():
-        iterations, returns = np.array(sorted(points)).T
-        frames = (iterations + 1) * ITERATION_FRAMES
-        runs.append(
-            Run(f"{path}: {agent}, {game}, run {run}", agent, camel_case.get(game, game), run,
-                {"published as": agent}, {}, int(frames[-1]), frames, returns)
-        )  # fmt: skip
     return runs
 
 
 def _csv(path: Path) -> dict:
     values = defaultdict(list)
     with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
-        text = io.StringIO(file.read())
-    for row in csv.DictReader(text):
-        values[row["game"], row["agent"], int(row["run"])].append((int(row["iteration"]), float(row["mean_return"])))
+        for row in csv.DictReader(file):
+            point = int(row["iteration"]), float(row["mean_return"])
+            values[row["game"], row["agent"], int(row["run"])].append(point)
     if not values:
         raise ValueError("no rows")
     return values

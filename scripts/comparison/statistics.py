@@ -2,7 +2,8 @@
 Edge of the Statistical Precipice" (https://arxiv.org/abs/2108.13264).
 
 Scores are arrays [R] or [R, T] of R runs: those of one game stand together, `games` [R] says which game each is of.
-Games may have different numbers of runs.
+Games may have different numbers of runs; each run counts the same in the first and the last aggregate, each game in the
+others.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def aggregate(scores, games, resamples: int = 2_000, seed: int = 0) -> dict[str,
     """Computes every aggregate with its interval.
 
     Args:
-      scores: [R, T], normalised.
+      scores: [R, T], normalised; a NaN leaves the run out at this t, where its game must have another.
       games: [R], runs of a game together.
       resamples: of the bootstrap.
       seed: of the bootstrap; the same runs are drawn for all T.
@@ -62,9 +63,13 @@ def aggregate(scores, games, resamples: int = 2_000, seed: int = 0) -> dict[str,
     index = resample(games, resamples, np.random.default_rng(seed))
     result = {name: np.empty((3, scores.shape[1])) for name in AGGREGATES}
     for t, column in enumerate(scores.T):
-        samples = column[index]
+        there, of, drawn = ~np.isnan(column), games, index
+        if not there.all():
+            column, of = column[there], games[there]
+            drawn = resample(of, resamples, np.random.default_rng(seed))
+        samples = column[drawn]
         for name, function in AGGREGATES.items():
-            result[name][:, t] = function(column, games), *interval(function(samples, games))
+            result[name][:, t] = function(column, of), *interval(function(samples, of))
     return result
 
 
