@@ -93,10 +93,10 @@ def test_a_worker_that_ends_is_named_with_what_it_said(tmp_path):
 
 
 def test_a_step_as_in_training_changes_parameters_and_priorities():
-    call = updates.step("rainbow", "c51", "Experiment.warmup_steps = 20")
+    call = updates.step("rainbow", "c51", "Experiment.warmup_steps = 20", seeds=2)
     before, after = (jax.device_get(call()) for _ in range(2))  # the first call's arrays are donated to the second
-    changed = jax.tree.map(lambda a, b: (a != b).any(), before, after)
-    assert all(jax.tree.leaves(changed[0])) and changed[1]["tree"].sums
+    for params, priorities in jax.tree.map(lambda a, b: (a != b).any(), before, after):
+        assert all(jax.tree.leaves(params)) and priorities["tree"].sums
 
 
 @pytest.mark.slow
