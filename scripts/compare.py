@@ -93,8 +93,8 @@ def write(result: analysis.Analysis, directory: Path) -> None:
     (directory / "report.html").write_text(report.page(result))
     report.write_tables(result, directory)
     events.write(result, directory, pictures)
-    ours = sorted(path.name for path in directory.iterdir())
-    (directory / runs.MARKER).write_text(json.dumps({"comparison": ours}) + "\n")
+    names = sorted(path.name for path in directory.iterdir())
+    (directory / runs.MARKER).write_text(json.dumps({"comparison": names}) + "\n")
 
 
 def ours(output: Path) -> list[str]:

@@ -134,6 +134,5 @@ def _per_game(group, games, resamples) -> dict[str, np.ndarray]:
         there = ~np.isnan(of_game)
         with np.errstate(invalid="ignore"):  # a sample may hold none of the runs that have a return
             samples = (drawn @ np.where(there, of_game, 0)) / (drawn @ there)
-        ends = np.nanquantile(samples, [0.025, 0.975], axis=0)
-        result[game] = np.stack([np.nanmean(of_game, axis=0), *ends])
+        result[game] = np.stack([np.nanmean(of_game, axis=0), *statistics.interval(samples)])
     return result

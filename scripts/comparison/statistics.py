@@ -44,8 +44,8 @@ def resample(games, resamples: int, random: np.random.Generator):
 
 
 def interval(samples, axis=0):
-    """Lower and upper end of the percentile interval of bootstrap samples: [2, ...]."""
-    return np.quantile(samples, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=axis)
+    """Lower and upper end of the percentile interval of bootstrap samples, NaN apart: [2, ...]."""
+    return np.nanquantile(samples, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=axis)
 
 
 def aggregate(scores, games, resamples: int = 2_000, seed: int = 0) -> dict[str, np.ndarray]:
