@@ -35,7 +35,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--games", help="only these games, separated by commas")
     add("--metric", choices=tuple(runs.TAGS), default="train", help="returns of training or of evaluations")
     add("--window", type=int, help="frames over which returns are averaged (default: 1,000,000, less for short runs)")
-    add("--frames", type=int, help="compare up to here; shorter runs are left out (default: the finished runs' length)")
+    add("--frames", type=int, help="compare up to here; shorter runs are left out (default: as far as all groups go)")
     add("--scores", help="CSV table (game, random, human) to normalise by, beside the shipped one")
     add("--resamples", type=int, default=2_000, help="of the bootstrap (default: 2000)")
     add("--watch", nargs="?", type=float, const=60, metavar="SECONDS", help="repeat, by default every minute")
