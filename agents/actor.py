@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from agents import environments
+from agents.games import Games
 from replay.ring import TimeStep
 
 _fold_in = jax.jit(jax.random.fold_in)
@@ -29,21 +30,19 @@ class Actor:
       num_envs: N.
       act: compiled function `act(params, observation [N, stack, ...], key, epsilon) -> actions [N]`.
       entropy: integers from which the games' seeds and the exploration are derived.
+      reseed_every_steps: agent steps between new seeds of the games, see `Games`.
     """
 
-    def __init__(self, environment, num_envs: int, act, *entropy: int):
-        self.envs = environment.make(num_envs)
+    def __init__(self, environment, num_envs: int, act, *entropy: int, reseed_every_steps: int | None = None):
+        self.games = Games(environment, num_envs, entropy, reseed_every_steps)
         self._act = act
-        *game_seeds, act_seed = environments.seeds(num_envs + 1, *entropy)
-        self._seeds = np.array(game_seeds)
-        self._key = jax.random.key(act_seed)
-        self._count = 0  # of vector steps; with the key it determines the exploration
+        self._key = jax.random.key(environments.seeds(num_envs + 1, *entropy)[-1])
         self._returns = np.zeros(num_envs, np.float64)
         self._lengths = np.zeros(num_envs, np.int64)
 
     def reset(self) -> TimeStep:
         """Starts all games anew; returns their first step."""
-        self._observation, _ = self.envs.reset(seed=self._seeds)
+        self._observation = self.games.reset()
         self._returns[:], self._lengths[:] = 0, 0
         n = len(self._returns)
         self._actions, self._over = np.zeros(n, np.int32), np.zeros(n, bool)
@@ -53,14 +52,13 @@ class Actor:
 
     def send(self, params, epsilon: float) -> None:
         """Chooses actions for the current observations and sets the games going."""
-        key = _fold_in(self._key, self._count)
+        key = _fold_in(self._key, self.games.count)
         self._actions = np.asarray(self._act(params, self._observation, key, np.float32(epsilon)))
-        self._count += 1
-        self.envs.send(self._actions)
+        self.games.send(self._actions)
 
     def recv(self) -> tuple[TimeStep, list[Episode]]:
         """Waits for the games; returns what they gave and the episodes that ended."""
-        self._observation, reward, terminated, truncated, _ = self.envs.recv()
+        self._observation, reward, terminated, truncated = self.games.recv()
         first = self._over  # games that were over have used this step to reset
         self._returns = np.where(first, 0.0, self._returns + reward)
         self._lengths = np.where(first, 0, self._lengths + 1)
@@ -72,6 +70,20 @@ class Actor:
         step = TimeStep(self._actions, reward.astype(np.float32), terminated, first, self._observation[:, -1])
         return step, episodes
 
+    def save(self) -> dict:
+        """What `restore` needs: a tree of arrays."""
+        own = {"returns": self._returns, "lengths": self._lengths, "over": self._over}
+        return {**own, "observation": self._observation, "games": self.games.save()}
+
+    def restore(self, saved: dict) -> bool:
+        """Goes on where `save` was called; returns whether the games could be brought there.
+
+        They cannot if they depend on more than seeds and actions: `reset` is to be called then.
+        """
+        self._returns, self._lengths = saved["returns"].copy(), saved["lengths"].copy()
+        self._over, self._observation = saved["over"], saved["observation"]
+        return np.array_equal(self.games.restore(saved["games"]), self._observation)
+
     def close(self) -> None:
         """Closes the games."""
-        self.envs.close()
+        self.games.close()

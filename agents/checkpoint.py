@@ -1,125 +1,280 @@
-"""Checkpoints: atomic directories written by orbax, without pickle, the learner's state apart from the replay.
+"""Checkpoints: written beside training, complete or not there, every file hashed, without pickle.
 
-checkpoints/<agent_steps>/learner/   parameters, target, optimizer, random key: small, all that `evaluate` reads
-                          replay/    the filled rows of the ring, compressed, and their priorities
-                          progress/  counters, and the sizes of the log files at that moment
-
-Orbax takes a quarter of all imports' time, so it is imported where it is used: help and refused flags do without.
+checkpoints/<agent_steps>/state.safetensors   learner, priorities, games: all arrays but the replay's rows
+                          manifest.json       counters, sizes of the log files, the replay's segments, and hashes
+replay/<first row>/                           the rows that came since the checkpoint before (replay/log.py)
 """
 
 from __future__ import annotations
 
+import concurrent.futures
+import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
-from replay.ring import ReplayState
+from agents.config_checks import ConfigError
+from replay import log
+from replay.log import DamagedError, verify, write_durably
+from replay.ring import TimeStep
+
+FORMAT = 1
+ORBAX = "_CHECKPOINT_METADATA"  # in checkpoints of before there was a format
+STATE, MANIFEST, KEPT = "state.safetensors", "manifest.json", 2
+
+
+class Checkpoint:
+    """A complete checkpoint on disk.
+
+    Args:
+      path: its directory.
+
+    Raises:
+      replay.log.DamagedError: if it has no readable manifest.
+      ConfigError: if another version wrote it.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self._replay = path, path.parents[1] / log.DIRECTORY
+        try:
+            manifest = {"format": 0} if (path / ORBAX).exists() else json.loads((path / MANIFEST).read_bytes())
+            if manifest["format"] != FORMAT:
+                raise ConfigError(
+                    f"{path} has the format {manifest['format']}, and this version reads {FORMAT}. Go on with the "
+                    "version that wrote it (git_commit in the run's manifest.json), or train in another --run_dir."
+                )
+            self.progress: dict[str, Any] = manifest["progress"]
+            self.rows: int = manifest["rows"]  # that entered the replay so far
+            self.segments: dict[str, str] = manifest["segments"]  # names, in order, and their hashes
+            self.state_sha256: str = manifest["state_sha256"]
+        except ConfigError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DamagedError(f"{path / MANIFEST} is missing or damaged") from error
+        if strange := [name for name in self.segments if not re.fullmatch(r"\d{12}", name)]:
+            raise DamagedError(f"{path / MANIFEST} names strange segments: {strange}")
+        self.agent_steps = int(path.name)
+
+    def verify(self, replay: bool = True) -> None:
+        """Raises DamagedError, naming the file, unless all files are as they were written."""
+        verify(self.path / STATE, self.state_sha256)
+        for name, digest in self.segments.items() if replay else ():
+            log.verify_segment(self._replay / name, digest)
+
+    def arrays(self, prefix: str) -> dict[str, np.ndarray]:
+        """Reads the saved arrays whose name starts with `prefix`, by the rest of their names."""
+        try:
+            with safe_open(self.path / STATE, "numpy") as file:
+                names = [name for name in file.keys() if name.startswith(prefix)]
+                return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+        except (SafetensorError, OSError) as error:
+            raise DamagedError(f"{self.path / STATE} is missing or damaged") from error
+
+    def restore(self, name: str, like):
+        """Reads a tree of jax arrays that was saved by the name `name`.
+
+        Args:
+          name: e.g. 'learner'.
+          like: a tree of the same structure; its leaves need a shape and a type.
+
+        Raises:
+          ValueError: if it does not fit what was saved.
+        """
+        saved = self.arrays(f"{name}/")
+
+        def leaf(path, expected):
+            array = saved.get(_name(path))
+            shape, dtype = expected.shape, expected.dtype
+            if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+                return jax.random.wrap_key_data(jnp.asarray(array))
+            if array is None or array.shape != shape or array.dtype != dtype:
+                found = "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
+                raise ValueError(f"{self.path} has {found} for {name}/{_name(path)}, not {dtype}{list(shape)}.")
+            return jnp.array(array)
+
+        return jax.tree_util.tree_map_with_path(leaf, like)
+
+    def read_rows(self, start: int):
+        """Yields (row, `TimeStep` of arrays [rows, N, ...]) from the row `start` to the last."""
+        paths = [self._replay / name for name in self.segments]
+        yield from log.Log(paths).pieces(start, self.rows)
+
+
+def _name(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def flatten(name: str, tree) -> dict[str, np.ndarray]:
+    """Copies a tree of arrays to the host, as `Checkpoint.restore` takes them by this name."""
+    as_data = lambda leaf: jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    # A copy, since the originals are donated while this is being written.
+    return {f"{name}/{_name(path)}": np.array(as_data(leaf)) for path, leaf in leaves}
+
+
+def checkpoints(run_dir) -> list[Path]:
+    """Directories of the complete checkpoints of a run, the newest first."""
+    directory = Path(run_dir) / "checkpoints"
+    found = directory.iterdir() if directory.is_dir() else []
+    return sorted((path for path in found if path.name.isdecimal()), key=lambda path: int(path.name), reverse=True)
+
+
+def newest(run_dir, verified: bool = False) -> Checkpoint | None:
+    """The newest checkpoint with a readable manifest, or with an intact state; None if there is none."""
+    for path in checkpoints(run_dir):
+        try:
+            checkpoint = Checkpoint(path)
+            if verified:
+                checkpoint.verify(replay=False)
+            return checkpoint
+        except DamagedError:
+            continue
+    return None
 
 
 class Checkpointer:
-    """Keeps the last two checkpoints of a run.
+    """Writes the checkpoints of a run, of which it keeps the last two, and the log of its replay.
 
     Args:
       run_dir: the run directory.
-      read_only: leaves it as it is; otherwise checkpoints that were never completed are removed.
+      keep_replay: keeps every row; otherwise segments go when no checkpoint needs them.
     """
 
-    def __init__(self, run_dir, read_only: bool = False):
-        import orbax.checkpoint as ocp
+    def __init__(self, run_dir, keep_replay: bool = False):
+        self._run_dir, self._keep_replay = Path(run_dir), keep_replay
+        self._directory, self._replay = self._run_dir / "checkpoints", self._run_dir / log.DIRECTORY
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+        self._committing: concurrent.futures.Future | None = None
+        self._segments: dict[str, str] = {}  # committed
+        self._begin_segment(0)
 
-        directory = Path(run_dir).resolve() / "checkpoints"
-        if not read_only:
-            directory.mkdir(parents=True, exist_ok=True)
-        self._manager = ocp.CheckpointManager(
-            directory,
-            item_names=("learner", "replay", "progress"),
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=None if read_only else 2,
-                enable_async_checkpointing=False,
-                cleanup_tmp_directories=not read_only,
-                create=False,
-            ),
-        )
+    def resume(self, report=print) -> Checkpoint | None:
+        """Returns the newest intact checkpoint, and removes what was written later; None if there is none.
 
-    def latest(self) -> int | None:
-        """Agent steps of the newest complete checkpoint; None if there is none."""
-        return self._manager.latest_step()
+        Args:
+          report: told of what is damaged.
 
-    def save(self, agent_steps: int, state, replay_state: ReplayState, progress: dict[str, Any]) -> None:
-        """Writes a checkpoint; it exists only once it is complete."""
-        from orbax.checkpoint import args as ocp
+        Raises:
+          replay.log.DamagedError: if there are checkpoints but none is intact.
+        """
+        found, damaged = checkpoints(self._run_dir), []
+        checkpoint = None
+        for path in found:
+            try:
+                checkpoint = Checkpoint(path)
+                checkpoint.verify()
+                break
+            except DamagedError as error:
+                checkpoint = None
+                damaged.append(path)
+                report(f"WARNING: the checkpoint at {int(path.name):,} agent steps is damaged: {error}.")
+        if damaged and checkpoint is None:
+            raise DamagedError(
+                f"No checkpoint in {self._directory} is intact. To start this run again from nothing, remove "
+                f"{self._run_dir}; nothing in it has been changed."
+            )
+        for path in damaged:  # set aside, for whoever wants to know what happened
+            path.rename(path.with_name(f"damaged-{path.name}"))
+        self._segments = dict(checkpoint.segments) if checkpoint else {}
+        self._begin_segment(checkpoint.rows if checkpoint else 0)
+        for path in self._directory.glob("*.partial"):
+            shutil.rmtree(path)
+        self._prune(self._segments)
+        return checkpoint
 
-        size = int(replay_state.size)
-        rows = jax.tree.map(lambda ring: np.asarray(ring)[:size], replay_state.steps)
-        replay = {"steps": rows._asdict(), "head": replay_state.head, "priorities": replay_state.priorities}
-        self._manager.save(
-            agent_steps,
-            args=ocp.Composite(
-                learner=ocp.PyTreeSave(state._asdict()),
-                replay=ocp.PyTreeSave(replay),
-                progress=ocp.JsonSave({**progress, "replay_rows": size}),
-            ),
-        )
+    def _begin_segment(self, row: int) -> None:
+        self._first, self._segment = row, log.SegmentWriter(self._replay / f"{row:012d}")
 
-    def restore_learner(self, like):
-        """Restores the learner's state, or the dict of those of its fields that `like` has."""
-        fields = like if isinstance(like, dict) else like._asdict()
-        restored = self._restore(learner=_like(_on_device(fields)))["learner"]
-        return restored if isinstance(like, dict) else type(like)(**restored)
+    @property
+    def rows(self) -> int:
+        """Rows that entered the replay so far."""
+        return self._first + self._segment.rows
 
-    def restore_progress(self) -> dict[str, Any]:
-        """Restores the counters."""
-        from orbax.checkpoint import args as ocp
+    def append(self, step: TimeStep) -> None:
+        """Logs a row of the replay, for the next checkpoint.
 
-        return self._restore(progress=ocp.JsonRestore())["progress"]
+        Raises:
+          OSError: if a checkpoint or an earlier row could not be written.
+        """
+        self._segment.append(step)
+        if self._committing is not None and self._committing.done():
+            self._wait()
 
-    def restore_replay(self, empty: ReplayState) -> ReplayState:
-        """Restores the ring into an empty one, which is donated."""
-        size = self.restore_progress()["replay_rows"]
-        rows = jax.tree.map(lambda ring: np.empty((size, *ring.shape[1:]), ring.dtype), empty.steps)
-        saved = {"steps": rows._asdict(), **_on_device({"head": empty.head, "priorities": empty.priorities})}
-        saved = self._restore(replay=_like(saved))["replay"]
-        steps = type(rows)(**saved["steps"])
+    def save(self, agent_steps: int, arrays: dict[str, np.ndarray], progress: dict[str, Any], rows: int) -> None:
+        """Begins to write a checkpoint; it exists once it is complete.
 
-        @jax.jit(donate_argnums=0)
-        def fill(ring, rows):
-            return jax.lax.dynamic_update_slice_in_dim(ring, rows, 0, axis=0)
+        Args:
+          agent_steps: those made so far.
+          arrays: state on the host, from `flatten`.
+          progress: numbers and words to keep with it.
+          rows: how many of the latest rows of the replay it needs.
 
-        steps = jax.tree.map(fill, empty.steps, steps)
-        return ReplayState(steps, saved["head"], jnp.int32(size), saved["priorities"])
+        Raises:
+          OSError: if an earlier one could not be written.
+        """
+        self._wait()
+        self._segment.finish()
+        segment = self._segment if self._segment.rows else None
+        needed = 0 if self._keep_replay else self.rows - rows
+        manifest = {"format": FORMAT, "progress": progress, "rows": self.rows}
+        if segment:
+            self._begin_segment(self.rows)
+        self._committing = self._thread.submit(self._commit, agent_steps, arrays, manifest, segment, needed)
 
-    def _restore(self, **items):
-        from orbax.checkpoint import args as ocp
+    def _commit(self, agent_steps, arrays, manifest, segment, needed) -> None:
+        if segment:
+            self._segments[segment.path.name] = segment.commit()
+        names = sorted(self._segments)
+        ends = dict(zip(names, [*map(int, names[1:]), manifest["rows"]], strict=True))
+        manifest["segments"] = self._segments = {name: self._segments[name] for name in names if ends[name] > needed}
+        directory = self._directory / str(agent_steps)
+        if directory.exists():
+            there = Checkpoint(directory)
+            if there.rows == manifest["rows"]:  # the same state: only what is said about it has changed
+                manifest["state_sha256"] = there.state_sha256
+                write_durably(directory / MANIFEST, json.dumps(manifest, indent=1).encode())
+            return  # else only resets of games came after it
+        partial = directory.with_name(f"{agent_steps}.partial")
+        partial.mkdir()
+        write_durably(partial / STATE, save(arrays))
+        manifest["state_sha256"] = log.sha256(partial / STATE)
+        write_durably(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
+        partial.rename(directory)
+        log.sync_directory(self._directory)
 
-        step = self.latest()
-        if step is None:
-            raise FileNotFoundError(f"There is no checkpoint in {self._manager.directory}.")
-        try:
-            return self._manager.restore(step, args=ocp.Composite(**items))
-        except Exception as error:  # orbax raises of all kinds
-            reason = str(error).partition("\n")[0][:200]
-            raise OSError(
-                f"The checkpoint {self._manager.directory / str(step)} is damaged: {reason}\n"
-                "Remove it to go on from the one before."
-            ) from error
+        needed_segments = set()
+        for i, path in enumerate(checkpoints(self._run_dir)):
+            if i < KEPT:
+                needed_segments |= Checkpoint(path).segments.keys()
+            else:
+                shutil.rmtree(path)
+        self._prune({*needed_segments, self._segment.path.name})  # the last is being written
+
+    def _prune(self, keep) -> None:
+        for path in self._replay.glob("[0-9]*"):
+            if path.name not in keep:
+                shutil.rmtree(path)
+
+    def _wait(self) -> None:
+        if self._committing is not None:
+            committing, self._committing = self._committing, None
+            committing.result()
 
     def close(self) -> None:
-        """Waits for the writer."""
-        self._manager.close()
+        """Waits until the last checkpoint is written.
 
-
-def _on_device(tree):
-    """Describes jax arrays like the leaves of `tree`, on the learner's device."""
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), tree)
-
-
-def _like(tree):
-    """Asks orbax for the leaves that `tree` names, with their types: jax arrays or numpy arrays."""
-    import orbax.checkpoint as ocp
-
-    restore_args = ocp.checkpoint_utils.construct_restore_args(tree)
-    return ocp.args.PyTreeRestore(tree, restore_args=restore_args, partial_restore=True)
+        Raises:
+          OSError: if it cannot be written.
+        """
+        try:
+            self._wait()
+        finally:
+            self._thread.shutdown()

@@ -19,6 +19,8 @@ from agents.config_checks import (
     COMMAND_LINE,
     ConfigError,
     Key,
+    check_environment,
+    check_names,
     check_statements,
     check_types,
     current_bindings,
@@ -47,15 +49,16 @@ class Config(NamedTuple):
     operative_text: str  # all values in use as a gin file
 
 
-def load(files, bindings=()) -> Config:
+def load(files, bindings=(), allow_import=()) -> Config:
     """Composes gin files and bindings and builds the experiment they describe.
 
     Args:
       files: paths, later ones win; relative ones are looked up from the working directory, then the project's.
       bindings: lines such as 'Learner.batch_size = 64', which win over all files.
+      allow_import: packages that may be imported and named, besides this project's parts and optax.
 
     Raises:
-      ConfigError: for anything that would not take effect as written.
+      ConfigError: for anything that would not take effect as written, or may not be named.
     """
     gin.clear_config()
     _register(CONFIGS)
@@ -63,13 +66,14 @@ def load(files, bindings=()) -> Config:
     replaced: dict[tuple[str, str], int] = {}  # parts that a source has replaced by others
     overrides: list[str] = []
     names = [*map(_shown, files), COMMAND_LINE]
-    texts = [*(resolve(file).read_text() for file in files), "\n".join(bindings)]
+    texts = [*(read(resolve(file)) for file in files), "\n".join(bindings)]
     for number, (name, text) in enumerate(zip(names, texts, strict=True)):
         before = current_bindings()
         gin_state._CONFIG.clear()  # so that a binding to the value it already had is seen
-        check_statements(name, text)
+        check_statements(name, text, allow_import)
         _parse(name, text)
         new = current_bindings()
+        check_names(name, new, allow_import)
         for key, value in new.items():
             if key in before and repr(before[key]) != repr(value):
                 overrides.append(f"{key} = {value!r} ({name}) instead of {before[key]!r} ({names[sources[key]]})")
@@ -80,6 +84,7 @@ def load(files, bindings=()) -> Config:
                 gin_state._CONFIG.setdefault(key[:2], {})[key.parameter] = value
     check_types({key: names[number] for key, number in sources.items()})
     experiment = _build()
+    check_environment(getattr(experiment.environment, "id", ""), allow_import)
     # A part that a later file replaced takes its own bindings with it; shipped files are made for many combinations.
     lenient = {number for number, file in enumerate(files) if folder(file)}
     obsolete = {
@@ -128,6 +133,18 @@ def resolve(file) -> Path:
     raise ConfigError(
         f"There is no gin file {str(file)!r}.{did_you_mean(str(file), names)} Shipped: {', '.join(names)}."
     )
+
+
+def read(path: Path) -> str:
+    """Reads a gin file.
+
+    Raises:
+      ConfigError: if it is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is no text in UTF-8: {error}") from error
 
 
 def _training_files(folder: Path) -> list[Path]:

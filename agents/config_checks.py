@@ -13,6 +13,14 @@ import gin.config as gin_state  # its registry and its bindings have no public a
 from gin import config_parser
 
 COMMAND_LINE = "command line"
+# What a config may name: a run directory may come from a stranger, and whatever it names is called.
+TRUSTED = (
+    *("agents.dqn", "agents.environments", "agents.experiment", "agents.learner"),
+    *("networks", "replay.ring", "replay.samplers", "sweeping.grid"),
+    *("optax", "flax.linen.initializers", "jax.nn.initializers", "jax._src.nn.initializers"),
+)
+ALLOW_IMPORT = "a package of yours that the config may import and name, may be repeated"
+GIN = ("__gin__", "gin.config")
 
 
 class ConfigError(ValueError):
@@ -62,8 +70,42 @@ class _Anything(config_parser.ParserDelegate):
         return macro_name
 
 
-def check_statements(source: str, text: str) -> None:
-    """Refuses what gin would silently accept in one source."""
+def is_trusted(module: str, allow_import=()) -> bool:
+    """Whether a config may name what is in a module."""
+    return any(f"{module}.".startswith(f"{prefix}.") for prefix in (*TRUSTED, *GIN, *allow_import))
+
+
+def check_names(source: str, bindings: dict[Key, object], allow_import=()) -> None:
+    """Refuses bindings and references to objects that are neither this project's, nor optax's, nor allowed.
+
+    What counts is where an object is defined, not the name under which it was imported.
+    """
+    selectors = {key.selector for key in bindings}
+    for value in bindings.values():
+        selectors |= {reference.configurable.selector for reference in gin_state.iterate_references(value)}
+    for selector in sorted(selectors):
+        module = getattr(gin_state._REGISTRY[selector].wrapped, "__module__", None) or "an unknown module"
+        if not is_trusted(module, allow_import):
+            raise ConfigError(f"{source} names {selector}, which is defined in {module}. {allow(module)}")
+
+
+def check_environment(name: str, allow_import=()) -> None:
+    """Refuses the id of an environment that imports a module that is not allowed."""
+    module, colon, _ = name.rpartition(":")
+    if colon and not is_trusted(module, allow_import):
+        raise ConfigError(f"The environment {name!r} imports {module}. {allow(module)}")
+
+
+def allow(module: str) -> str:
+    """How to allow a module."""
+    return (
+        "A config may name this project's parts and optax's, since whatever it names is called. If you trust it: "
+        f"--allow_import {module.partition('.')[0]}"
+    )
+
+
+def check_statements(source: str, text: str, allow_import=()) -> None:
+    """Refuses what gin would silently accept in one source, and imports of what it may not name."""
     seen: dict[tuple, int] = {}
     try:
         statements = list(config_parser.ConfigParser(text, _Anything()))
@@ -71,6 +113,8 @@ def check_statements(source: str, text: str) -> None:
         return  # `_parse` reports it, with a hint
     for statement in statements:
         line = statement.location.line_num
+        if isinstance(statement, config_parser.ImportStatement) and not is_trusted(statement.module, allow_import):
+            raise ConfigError(f"{source}, line {line} imports {statement.module}. {allow(statement.module)}")
         if isinstance(statement, config_parser.IncludeStatement):
             raise ConfigError(f"{source}, line {line}: include is not supported. Pass --gin_files once for each file.")
         if isinstance(statement, config_parser.BindingStatement):

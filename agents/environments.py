@@ -178,7 +178,12 @@ class _StepOnRecv(gymnasium.vector.SyncVectorEnv):
     """Gives Gymnasium's vector environment the two halves of a step that ALE's has."""
 
     def reset(self, *, seed=None, options=None):
-        return super().reset(seed=seed.tolist() if isinstance(seed, np.ndarray) else seed, options=options)
+        if isinstance(seed, np.ndarray):  # one per game that is reset; Gymnasium wants one for every game
+            mask = (options or {}).get("reset_mask", np.ones(self.num_envs, bool))
+            seeds = np.zeros(self.num_envs, np.int64)
+            seeds[mask] = seed
+            seed = seeds.tolist()
+        return super().reset(seed=seed, options=options)
 
     def send(self, actions):
         self._sent = actions

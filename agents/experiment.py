@@ -35,9 +35,12 @@ class Experiment:
         without. Without it, an update is made between storing a step and choosing the next action.
       warmup_steps: agent steps before the first update; epsilon is 1 until then.
       replay_ratio: updates per agent step.
+      reseed_every_steps: agent steps between new seeds of the games, at the next end of an episode. To resume, the
+        games are played again from their last seeds.
       log_every_steps: agent steps between log points.
       diagnose_every_steps: agent steps between measurements of the features (dormant units, rank) and target quantiles.
       checkpoint_every_steps: agent steps between checkpoints; one is also written at the end and on SIGINT or SIGTERM.
+      log_replay: keeps every transition of the run on disk (`replay/log.py`), not only those that the replay holds.
       eval_every_steps: agent steps between evaluations; 0 evaluates at the end only.
       eval_episodes: episodes per evaluation.
     """
@@ -54,17 +57,19 @@ class Experiment:
     overlap: bool = False
     warmup_steps: int = 20_000
     replay_ratio: float = 0.25
+    reseed_every_steps: int = 250_000
     log_every_steps: int = 2_000
     diagnose_every_steps: int = 50_000
     checkpoint_every_steps: int = 250_000
+    log_replay: bool = False
     eval_every_steps: int = 0
     eval_episodes: int = 10
 
     def __post_init__(self):
         if self.num_envs == 0:
             object.__setattr__(self, "num_envs", default_num_envs())
-        positive = ("total_steps", "num_envs", "log_every_steps", "diagnose_every_steps", "checkpoint_every_steps")
-        for name in (*positive, "eval_episodes"):
+        every = ("reseed_every_steps", "log_every_steps", "diagnose_every_steps", "checkpoint_every_steps")
+        for name in ("total_steps", "num_envs", *every, "eval_episodes"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"Experiment.{name} must be positive; got {getattr(self, name)}.")
         for name in ("seed", "eval_every_steps"):
@@ -97,6 +102,11 @@ class Experiment:
             raise ValueError(
                 f"Experiment.warmup_steps is {self.warmup_steps}; sampling {self.agent.n_step}-step transitions from "
                 f"{self.num_envs} games needs at least {minimum}."
+            )
+        if self.replay.capacity < self.learner.batch_size:
+            raise ValueError(
+                f"The replay's capacity ({self.replay.capacity}) is smaller than Learner.batch_size "
+                f"({self.learner.batch_size}). Raise --replay_capacity."
             )
         if self.replay.capacity < self.warmup_steps:
             raise ValueError(

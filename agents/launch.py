@@ -7,6 +7,7 @@ older ones; the README says what each setting gains. Variables that are already 
 import importlib.metadata
 import os
 import sys
+from typing import NoReturn
 
 GIB = 2**30
 SETTINGS = {
@@ -19,12 +20,31 @@ if (0, 10) <= tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2]
     # Matrix products and sums by YNNPACK as by default, but convolutions by Eigen.
     ynn = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
     SETTINGS["XLA_FLAGS"] = f"--xla_cpu_experimental_ynn_fusion_type={ynn}"
+# For --deterministic: kernels that add up in a fixed order, chosen without a race between them.
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"
 PREPARED = "STOP_REGRESSING_PREPARED"  # set in the process that was started again, so that it happens once
 
 
 def prepare() -> None:
     """Starts this process again with `SETTINGS`, unless they are there; call it before JAX is imported."""
     missing = {name: value for name, value in SETTINGS.items() if name not in os.environ}
+    if "--deterministic" in sys.argv:
+        flags = os.environ.get("XLA_FLAGS", SETTINGS.get("XLA_FLAGS", ""))
+        missing["XLA_FLAGS"] = f"{flags} {DETERMINISTIC}".strip()
     possible = sys.platform == "linux" and sys.executable and "jax" not in sys.modules and PREPARED not in os.environ
     if missing and possible:
         os.execve(sys.executable, sys.orig_argv, os.environ | missing | {PREPARED: "1"})
+
+
+def run(main) -> NoReturn:
+    """Runs a script's `main` and exits with its code, or with 2 after one line on what went wrong.
+
+    A traceback means a mistake in this project.
+    """
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, OSError, MemoryError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

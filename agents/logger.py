@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -31,13 +32,15 @@ class Logger:
 
     def __init__(self, run_dir: Path, frames_per_step: int, offsets: dict[str, int] | None = None):
         self._run_dir, self._frames_per_step = Path(run_dir), frames_per_step
-        for path in self._files():
-            size = (offsets or {}).get(path.name, 0)
-            if size:
-                with path.open("r+b") as file:
-                    file.truncate(size)
+        offsets = offsets or {}
+        sizes = {path.name: path.stat().st_size for path in self._files()}
+        for name in sizes.keys() | offsets.keys():
+            if name not in offsets:
+                self._run_dir.joinpath(name).unlink()
+            elif sizes.get(name, 0) < offsets[name]:
+                print(f"WARNING: {self._run_dir / name} has lost what was logged at its end. Training goes on without.")
             else:
-                path.unlink()
+                os.truncate(self._run_dir / name, offsets[name])
         self._jsonl = (self._run_dir / METRICS).open("a")
         self._events = EventFileWriter(str(self._run_dir))
 
@@ -71,6 +74,9 @@ class Logger:
     def offsets(self) -> dict[str, int]:
         """Sizes of the log files, to be stored with a checkpoint."""
         self.flush()
+        for path in self._files():
+            with path.open("rb") as file:  # a checkpoint must not outlast what it says is there
+                os.fsync(file.fileno())
         return {path.name: path.stat().st_size for path in self._files()}
 
     def close(self) -> None:
@@ -90,7 +96,7 @@ def _number(value: str):
 def read(run_dir) -> list[dict]:
     """Reads all log points of a run; a line cut short by a crash is left out."""
     rows = []
-    for line in (Path(run_dir) / METRICS).read_text().splitlines():
+    for line in (Path(run_dir) / METRICS).read_text(errors="replace").splitlines():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

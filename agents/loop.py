@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import signal
+from pathlib import Path
 
+import flax
 import jax
+import numpy as np
 
 from agents.actor import Actor
-from agents.checkpoint import Checkpointer
+from agents.checkpoint import Checkpointer, flatten
 from agents.logger import Logger
 from agents.progress import ProgressDisplay
 from agents.report import Report
@@ -37,9 +40,9 @@ def train(runs: list[Run], profile: bool = False) -> int | None:
         display = owned(ProgressDisplay())
         tracer = owned(Tracer(first.run_dir, profile))
         for run in runs:
-            owned(run).start(display, label=f"seed {run.trainer.experiment.seed}" if len(runs) > 1 else "")
+            owned(run).start(display, interrupt, f"seed {run.trainer.experiment.seed}" if len(runs) > 1 else "")
 
-        going = list(runs)
+        going = [run for run in runs if not run.over]
         while going:
             for run in going:
                 run.actor.send(run.trainer.params, run.trainer.epsilon)
@@ -50,7 +53,7 @@ def train(runs: list[Run], profile: bool = False) -> int | None:
             if not overlap:
                 Trainer.learn(*(run.trainer for run in going))
             for run in going:
-                logged = run.record(interrupt)
+                logged = run.record()
                 if run is first and logged:
                     tracer.toggle(run.trainer.updates)
             going = [run for run in going if not run.over]
@@ -72,47 +75,108 @@ class Run:
         self.evaluated = False  # at the end
         self._owned = contextlib.ExitStack()
 
-    def start(self, display: ProgressDisplay, label: str) -> None:
-        """Opens the games and the files, and restores the newest checkpoint."""
-        trainer, x = self.trainer, self.trainer.experiment
+    def start(self, display: ProgressDisplay, interrupt: Interrupt, label: str) -> None:
+        """Opens the games and the files, and goes on from the newest checkpoint that is intact."""
+        trainer, x, self._interrupt = self.trainer, self.trainer.experiment, interrupt
         owned = lambda part: self._owned.enter_context(contextlib.closing(part))
-        self._checkpointer = owned(Checkpointer(self.run_dir))
-        progress = trainer.restore(self._checkpointer)
+        self._checkpointer = owned(Checkpointer(self.run_dir, keep_replay=x.log_replay))
+        checkpoint = self._checkpointer.resume()
+        trainer.allocate_replay()
+        if checkpoint:
+            trainer.restore(checkpoint)
+        progress = checkpoint.progress if checkpoint else {}
         self._logger = owned(Logger(self.run_dir, x.environment.frames_per_step, progress.get("log_offsets")))
-        if not progress:
+        if not checkpoint:
             self._logger.describe(*self._description)
         self._bar = display.add(label, trainer.agent_steps, x.total_steps, x.environment.frames_per_step)
-        self._report = Report(trainer, self._logger, self._bar, progress.get("seconds", 0.0))
-        self.actor = owned(Actor(x.environment, x.num_envs, trainer.act, x.seed, trainer.agent_steps))
+        self._report = Report(trainer, self._logger, self._bar, progress.get("report"))
+        self.actor = owned(
+            Actor(x.environment, x.num_envs, trainer.act, x.seed, reseed_every_steps=x.reseed_every_steps)
+        )
         self._recorded = trainer.agent_steps
-        trainer.add(self.actor.reset())
+        if not (checkpoint and self._restore_games(checkpoint)):
+            self._store(self.actor.reset())
+        owes_evaluation = progress.get("owes_evaluation", False)
+        if owes_evaluation:
+            owes_evaluation = not self._evaluate()
+        self._stop(trainer.agent_steps >= x.total_steps, owes_evaluation)
+
+    def _restore_games(self, checkpoint) -> bool:
+        saved = flax.traverse_util.unflatten_dict(checkpoint.arrays("actor/"), sep="/")
+        steps = len(saved["games"]["actions"])
+        if steps * len(saved["returns"]) > 20_000:
+            self._bar.print(f"Playing the games again, {steps:,} steps from their last seeds to where they were.")
+        exact = self.actor.restore(saved)
+        if not exact:
+            self._bar.print(
+                "WARNING: the games are not where they were after the same seeds and actions: they depend on something "
+                "else, or are another version. They begin new episodes, so this run is not what it would have been."
+            )
+        return exact
+
+    def _store(self, step) -> None:
+        self.trainer.add(step)
+        self._checkpointer.append(step)
 
     def recv(self) -> None:
         """Stores what the games gave."""
         step, self._episodes = self.actor.recv()
-        self.trainer.add(step)
+        self._store(step)
 
-    def record(self, interrupt: Interrupt) -> bool:
+    def record(self) -> bool:
         """Logs, evaluates and saves what is due after a step of all games; returns whether it was a log point."""
         trainer, x, report = self.trainer, self.trainer.experiment, self._report
         before, self._recorded = self._recorded, trainer.agent_steps
         due = lambda every: every and before // every < trainer.agent_steps // every
         finished = trainer.agent_steps >= x.total_steps
-        stop = finished or interrupt.signal is not None
 
         report.episodes(self._episodes)
         self._bar.advance(trainer.agent_steps)
         logged = due(x.log_every_steps) or finished
         if logged:
+            self._refuse_not_finite()
             report.log_point()
         if due(x.diagnose_every_steps):
             report.diagnosis()
-        if due(x.eval_every_steps) or finished:
-            self.evaluated = report.evaluation(stop=lambda: interrupt.signal is not None) and finished
-        if due(x.checkpoint_every_steps) or stop:
-            trainer.save(self._checkpointer, {"seconds": report.seconds, "log_offsets": self._logger.offsets()})
-        self.over = stop
+        owes_evaluation = bool(due(x.eval_every_steps) or finished)
+        if due(x.checkpoint_every_steps) or finished:
+            self._save(owes_evaluation)  # before the evaluation, which takes minutes
+        if owes_evaluation:
+            owes_evaluation = not self._evaluate()
+        self._stop(finished, owes_evaluation)
         return logged
+
+    def _evaluate(self) -> bool:
+        """Evaluates; returns whether there was time to."""
+        done = self._report.evaluation(stop=lambda: self._interrupt.signal is not None)
+        self.evaluated = done and self.trainer.agent_steps >= self.trainer.experiment.total_steps
+        return done
+
+    def _stop(self, finished: bool, owes_evaluation: bool) -> None:
+        """Stops and saves if the run is finished or interrupted."""
+        self.over = finished or self._interrupt.signal is not None
+        if self.over:
+            self._save(owes_evaluation)
+
+    def _save(self, owes_evaluation: bool) -> None:
+        """Begins to write a checkpoint; an evaluation that is owed is made when it is resumed."""
+        self._refuse_not_finite()
+        x, report, offsets = self.trainer.experiment, self._report.save(), self._logger.offsets()
+        progress = {"report": report, "log_offsets": offsets, "owes_evaluation": owes_evaluation}
+        arrays = self.trainer.save() | flatten("actor", self.actor.save())
+        self._checkpointer.save(self.trainer.agent_steps, arrays, progress, x.replay.num_rows(x.num_envs))
+
+    def _refuse_not_finite(self) -> None:
+        """Stops a run whose loss is NaN or infinite, before it is saved, and writes down the batch that did it."""
+        batch = self.trainer.not_finite()
+        if batch:
+            path = Path(self.run_dir, "not_finite.npz")
+            np.savez(path, **batch)
+            raise FloatingPointError(
+                f"The loss or its gradient was not finite in update {batch['update']:,}; its batch is in {path}. The "
+                "newest checkpoint is from before; from there the same command goes the same way again. A smaller "
+                "learning rate, Learner.max_grad_norm or a wider support may help."
+            )
 
     def close(self) -> None:
         """Closes what was opened."""

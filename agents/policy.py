@@ -13,7 +13,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from agents import config
-from agents.checkpoint import Checkpointer
+from agents.checkpoint import checkpoints, newest
 from agents.experiment import Experiment
 
 
@@ -59,22 +59,25 @@ class Policy:
         return np.asarray(self._logits(self.params, observation))
 
 
-def load(run_dir) -> Policy:
-    """Loads the newest checkpoint of a run.
+def load(run_dir, allow_import=()) -> Policy:
+    """Loads the newest intact checkpoint of a run. Nothing that is in the directory is executed.
+
+    Args:
+      run_dir: the run directory.
+      allow_import: packages that its config may import, e.g. with an environment of one's own.
 
     Raises:
-      FileNotFoundError: if `run_dir` is no run directory, or has no checkpoint yet.
+      ConfigError: if its config names anything else.
+      FileNotFoundError: if `run_dir` is no run directory, or has no checkpoint.
     """
     path = Path(run_dir)
     if not (path / "config.gin").is_file():
         raise FileNotFoundError(f"{run_dir} is not a run directory: it has no config.gin.")
-    checkpointer = Checkpointer(path, read_only=True) if (path / "checkpoints").is_dir() else None
-    if checkpointer is None or checkpointer.latest() is None:
-        raise FileNotFoundError(f"{run_dir} has no checkpoint yet.")
-    experiment = config.load([path / "config.gin"]).experiment
+    checkpoint = newest(path, verified=True)
+    if checkpoint is None:
+        damaged = checkpoints(path)
+        raise FileNotFoundError(f"{run_dir} has no {'intact checkpoint' if damaged else 'checkpoint yet'}.")
+    experiment = config.load([path / "config.gin"], allow_import=allow_import).experiment
     network, observation = experiment.build_network()
     params = jax.eval_shape(network.init, jax.random.key(0), observation)
-    params = checkpointer.restore_learner({"params": params})["params"]
-    steps = checkpointer.latest()
-    checkpointer.close()
-    return Policy(experiment, network, params, steps)
+    return Policy(experiment, network, checkpoint.restore("learner/params", params), checkpoint.agent_steps)

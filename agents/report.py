@@ -17,15 +17,20 @@ class Report:
       trainer: the trainer reported on.
       logger: where metrics go.
       display: what a person sees.
-      seconds: training time of earlier runs of the same command.
+      saved: from `save`, at the checkpoint that is resumed.
     """
 
-    def __init__(self, trainer, logger, display, seconds: float):
+    def __init__(self, trainer, logger, display, saved: dict | None = None):
+        saved = saved or {"seconds": 0.0, "last": (0.0, 0, 0), "recent": [], "warned": False}
         self._trainer, self._logger, self._display = trainer, logger, display
-        self._started = time.monotonic() - seconds
-        self._recent = collections.deque(maxlen=20)  # returns of the latest episodes
-        self._last = (time.monotonic(), trainer.agent_steps, trainer.updates)
-        self._warned = False
+        self._started = time.monotonic() - saved["seconds"]
+        self._last = saved["last"]  # seconds, agent steps and updates at the last log point
+        self._recent = collections.deque(saved["recent"], maxlen=20)  # returns of the latest episodes
+        self._warned = saved["warned"]
+
+    def save(self) -> dict:
+        """What a report needs to go on."""
+        return {"seconds": self.seconds, "last": self._last, "recent": list(self._recent), "warned": self._warned}
 
     @property
     def seconds(self) -> float:
@@ -43,7 +48,7 @@ class Report:
 
     def log_point(self) -> None:
         """Logs speed, exploration and the means of the learner's metrics since the last log point."""
-        trainer, now = self._trainer, time.monotonic()
+        trainer, now = self._trainer, self.seconds
         then, steps, updates = self._last
         elapsed = max(now - then, 1e-9)
         self._last = (now, trainer.agent_steps, trainer.updates)

@@ -36,8 +36,20 @@ MAY_CHANGE = {
     "Experiment.eval_episodes",
     "Learner.num_devices",
 }
-MANIFEST = "manifest.json"
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "gymnasium", "ale-py", "gin-config")
+MANIFEST, LOCK = "manifest.json", ".lock"
+ENVIRONMENT = ("XLA_FLAGS", "GLIBC_TUNABLES")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "numpy",
+    "gymnasium",
+    "ale-py",
+    "gin-config",
+    "tensorstore",
+    "safetensors",
+)
 
 
 def title(files) -> str:
@@ -78,7 +90,7 @@ def read_manifest(run_dir: Path) -> dict | None:
         except (ValueError, KeyError, TypeError) as error:
             raise config.ConfigError(f"{path} is damaged ({error!r}). Choose another --run_dir.") from error
     # What `create` had written when it was interrupted does not count.
-    unfinished = {"config.gin", "operative_config.gin", f"{MANIFEST}.partial"}
+    unfinished = {LOCK, "config.gin", "operative_config.gin", f"{MANIFEST}.partial"}
     if run_dir.exists() and not (run_dir.is_dir() and {path.name for path in run_dir.iterdir()} <= unfinished):
         raise config.ConfigError(f"{run_dir} exists but holds no run (no manifest.json). Choose another --run_dir.")
     return None
@@ -131,13 +143,37 @@ def _write(run_dir: Path, manifest: dict, cfg: config.Config) -> None:
 
 @contextlib.contextmanager
 def lock(run_dir: Path):
-    """Holds a run directory against other processes; raises ConfigError if one of them has it."""
-    with (run_dir / ".lock").open("w") as file:
+    """Holds a run directory, which it creates, against other processes.
+
+    The system drops the lock when the process ends, however it does; what is in the file is for the message only.
+
+    Raises:
+      config.ConfigError: if another process holds it.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / LOCK).open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise config.ConfigError(f"Another process is training in {run_dir}.") from error
+            file.seek(0)
+            raise config.ConfigError(f"Another process is training in {run_dir}: {file.read()}.") from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
         yield
+
+
+def differences(manifest: dict) -> list[str]:
+    """What is not as it was when the run was last started, and may change bits."""
+    before = [manifest, *manifest.get("resumed", [])][-1]
+    now = _provenance()
+    flat = lambda started: {
+        **{name: started.get(name) for name in ("git_commit", "host", "device", "cores", "python")},
+        **started.get("versions", {}),
+        **started.get("environment", {}),
+    }
+    old, new = flat(before), flat(now)
+    return [f"{name} {old.get(name)} -> {new.get(name)}" for name in new if old.get(name) != new.get(name)]
 
 
 def _provenance() -> dict:
@@ -146,6 +182,8 @@ def _provenance() -> dict:
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
         "host": socket.gethostname(),
         "device": device(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "environment": {name: os.environ.get(name) for name in ENVIRONMENT},
         "python": sys.version.split()[0],
         "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
         "git_commit": _git_commit(),

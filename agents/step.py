@@ -18,7 +18,9 @@ def make_step(update, sample, update_priorities, num_updates: int, mesh: jax.sha
     It runs num_updates times sample, update, and the new priorities. The states and the priorities are donated. A sum
     is a dict of metrics added up over updates on the device, so that nothing is fetched in between; its entry "updates"
     counts them. Pass `{}` to start a new one. Each seed draws from its own replay by its own random numbers, as it
-    would alone; the updates of several are one batched computation (`vmap`), which fills an accelerator better.
+    would alone; the updates of several are one batched computation (`vmap`), which fills an accelerator better. The
+    entry "not_finite" is no sum but tells of the first batch whose loss or gradient was not: `found`, its `index` in
+    the replay and `weight` [B], and the number of its `update`.
 
     Args:
       update: from `make_update`.
@@ -50,7 +52,7 @@ def make_step(update, sample, update_priorities, num_updates: int, mesh: jax.sha
     else:
         split = _split(counted, sample, update_priorities, mesh)
         run = lambda states, priorities, rings: [[result] for result in split(*states, *priorities, *rings)]
-    add = jax.jit(lambda sums, metrics: jax.tree.map(jnp.add, sums, metrics), donate_argnums=0)
+    add = jax.jit(_add, donate_argnums=0)
 
     def step(states, replay_states, sums):
         priorities = [replay_state.priorities for replay_state in replay_states]
@@ -71,7 +73,7 @@ def _one(update, sample, update_priorities):
         # The barrier keeps XLA from fusing the gather of frames into the first convolution (36x slower on a CPU).
         batch, index = jax.lax.optimization_barrier(sample(ring._replace(priorities=priorities), sample_key))
         state, items, metrics = update(state._replace(key=key), batch)
-        return state, update_priorities(priorities, index, items), metrics
+        return state, update_priorities(priorities, index, items), _watch(metrics, batch, index, state.updates)
 
     return one
 
@@ -84,7 +86,9 @@ def _several(update, sample, update_priorities):
         replay_states = [ring._replace(priorities=own) for ring, own in zip(rings, priorities, strict=True)]
         draws = [sample(replay_state, key) for replay_state, key in zip(replay_states, keys[:, 1], strict=True)]
         batches, indices = zip(*jax.lax.optimization_barrier(draws), strict=True)
-        state, items, metrics = jax.vmap(update)(state._replace(key=keys[:, 0]), _stack(batches))
+        batch = _stack(batches)
+        state, items, metrics = jax.vmap(update)(state._replace(key=keys[:, 0]), batch)
+        metrics = jax.vmap(_watch)(metrics, batch, jnp.stack(indices), state.updates)
         updated = zip(priorities, indices, _unstack(items, len(rings)), strict=True)
         return state, [update_priorities(*of_one) for of_one in updated], metrics
 
@@ -100,9 +104,33 @@ def _repeat(one, times: int):
             return carry, metrics
 
         (state, priorities), metrics = jax.lax.scan(body, [state, priorities], length=times)
-        return state, priorities, jax.tree.map(partial(jnp.sum, axis=0), metrics)
+        return state, priorities, _total(metrics)
 
     return one if times == 1 else scan
+
+
+def _watch(metrics, batch, index, updates):
+    """Adds which batch it was, and whether something in it was not finite."""
+    found = ~(jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"]))
+    not_finite = {"found": found, "index": index, "weight": batch.weight, "update": updates}
+    return {**metrics, "not_finite": not_finite}
+
+
+def _add(sums, metrics):
+    """Adds metrics up; of what is not finite, the first is kept."""
+    sums, metrics = dict(sums), dict(metrics)
+    old, new = sums.pop("not_finite"), metrics.pop("not_finite")
+    first = jax.tree.map(partial(jnp.where, old["found"] | ~new["found"]), old, new)
+    return {**jax.tree.map(jnp.add, sums, metrics), "not_finite": first}
+
+
+def _total(metrics):
+    """The same, for metrics of several updates [K, ...]; with several seeds [K, seeds, ...]."""
+    metrics = dict(metrics)
+    not_finite = metrics.pop("not_finite")
+    first = jnp.argmax(not_finite["found"], axis=0)
+    pick = lambda leaf: jnp.take_along_axis(leaf, jnp.expand_dims(first, (0, *range(first.ndim + 1, leaf.ndim))), 0)[0]
+    return {**jax.tree.map(partial(jnp.sum, axis=0), metrics), "not_finite": jax.tree.map(pick, not_finite)}
 
 
 def _stack(trees):
@@ -120,13 +148,15 @@ def _split(update, sample, update_priorities, mesh):
     draw = jax.jit(lambda priorities, ring, key: sample(ring._replace(priorities=priorities), key))
     learn = jax.jit(update, donate_argnums=0, out_shardings=(everywhere, parts, everywhere))
     prioritise = jax.jit(update_priorities, donate_argnums=0)
+    watch = jax.jit(_watch)
 
     def one(state, priorities, ring):
         key, sample_key = split_key(state.key)
         batch, index = draw(priorities, ring, gather(mesh, sample_key))
         state, items, metrics = learn(state._replace(key=key), jax.device_put(batch, parts))
-        priorities = prioritise(priorities, index, gather(mesh, items))
-        return state, priorities, metrics
+        items, metrics, updates = gather(mesh, (items, metrics, state.updates))
+        metrics = watch(metrics, batch, index, updates)
+        return state, prioritise(priorities, index, items), metrics
 
     return one
 

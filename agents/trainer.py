@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 from functools import partial
-from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import psutil
 
 from agents import evaluation
+from agents.checkpoint import Checkpoint, flatten
 from agents.diagnosis import make_diagnose
 from agents.experiment import Experiment
 from agents.learner import make_update
@@ -45,6 +46,7 @@ class Trainer:
         window = {"stack": self._stack, "n_step": x.agent.n_step}
         rewards = {"discount": x.agent.discount, "max_abs_reward": x.agent.max_abs_reward}
         sample = partial(x.replay.sample, **window, **rewards, batch_size=x.learner.batch_size)
+        self._gather = jax.jit(partial(x.replay.gather, **window, **rewards))
         update = make_update(x.learner, x.agent, self.network, x.head, x.replay_ratio)
         self._step = make_step(update, sample, x.replay.sampler.update, x.updates_per_call, self._mesh)
         uniform = dataclasses.replace(x.replay, sampler=Uniform())  # features are measured on states drawn alike
@@ -107,9 +109,21 @@ class Trainer:
         return self.experiment.agent.epsilon(self.agent_steps, self.experiment.warmup_steps)
 
     def allocate_replay(self) -> None:
-        """Allocates the empty replay."""
+        """Allocates the empty replay.
+
+        Raises:
+          MemoryError: if the device has no room for it after all.
+        """
         x = self.experiment
-        self.replay_state = x.replay.init(x.num_envs, self._shape, self._dtype)
+        try:
+            self.replay_state = jax.block_until_ready(x.replay.init(x.num_envs, self._shape, self._dtype))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise MemoryError(
+                f"The device has no room for a replay of {self.replay_bytes / 1e9:.2f} GB. Pass a smaller "
+                f"--replay_capacity than {x.replay.capacity}."
+            ) from error
 
     def add(self, step) -> None:
         """Stores a time step of all games. Those that have just been reset made no agent step."""
@@ -140,7 +154,23 @@ class Trainer:
         """Means over the updates since the last call; empty if there were none."""
         sums, self._sums = jax.device_get(self._sums), {}
         updates = sums.pop("updates", 0)
+        sums.pop("not_finite", None)
         return {name: float(value) / float(updates) for name, value in sums.items()}
+
+    def not_finite(self) -> dict[str, np.ndarray] | None:
+        """The first batch since the last log point whose loss or gradient was not finite; None if there is none.
+
+        It is drawn again from where it lay: `s_tm1` and so on [B, ...], the `weight` of each item, its `index` in the
+        replay, and the number of the `update`. What has been overwritten since then, at most the oldest rows of one log
+        interval, is there as it is now.
+        """
+        found = jax.device_get(self._sums.get("not_finite", {"found": False}))
+        if not found["found"]:
+            return None
+        x = self.experiment
+        row, game = np.divmod(found["index"], x.num_envs)
+        batch = self._gather(self.replay_state, row, game, found["weight"])
+        return {**batch._asdict(), "index": found["index"], "update": found["update"]}
 
     def diagnose(self) -> tuple[dict[str, float], np.ndarray]:
         """Measures the features on a large batch; returns metrics and the TD targets [2048]."""
@@ -154,20 +184,28 @@ class Trainer:
         play = partial(evaluation.evaluate, x.environment, self.act, self.params)
         return play(x.eval_episodes, x.agent.epsilon_eval, (x.seed, self.agent_steps), stop)
 
-    def save(self, checkpointer, progress: dict[str, Any]) -> None:
-        """Writes a checkpoint, with `progress` of the caller's."""
-        checkpointer.save(self.agent_steps, self.local_state, self.replay_state, progress)
+    def save(self) -> dict[str, np.ndarray]:
+        """Copies all state but the replay's rows to the host, for a checkpoint."""
+        state = {"learner": self.local_state, "priorities": self.replay_state.priorities, "sums": self._sums}
+        return {key: array for name, tree in state.items() for key, array in flatten(name, tree).items()}
 
-    def restore(self, checkpointer) -> dict[str, Any]:
-        """Continues from the newest checkpoint; returns its `progress`, {} if there is no checkpoint."""
-        self.allocate_replay()
-        if checkpointer.latest() is None:
-            return {}
-        self.agent_steps = checkpointer.latest()
-        self._place(checkpointer.restore_learner(self.state))
-        self.replay_state = checkpointer.restore_replay(self.replay_state)
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continues from a checkpoint. The replay must have been allocated.
+
+        Raises:
+          ValueError: if it does not fit this experiment.
+        """
+        self.agent_steps = checkpoint.agent_steps
+        self._place(checkpoint.restore("learner", self.state))
         self.updates = int(self.state.updates)
-        return checkpointer.restore_progress()
+        self._sums = {name: jnp.asarray(array) for name, array in checkpoint.arrays("sums/").items()}
+        if self._sums:  # names of metrics have slashes of their own
+            names = [name for name in self._sums if name.startswith("not_finite/")]
+            self._sums["not_finite"] = {name.removeprefix("not_finite/"): self._sums.pop(name) for name in names}
+        priorities = checkpoint.restore("priorities", self.replay_state.priorities)
+        rows = min(checkpoint.rows, self.experiment.replay.num_rows(self.experiment.num_envs))
+        pieces = checkpoint.read_rows(checkpoint.rows - rows)
+        self.replay_state = self.experiment.replay.restore(self.replay_state, pieces, priorities)
 
 
 def check_memory(replay_bytes: int, capacity: int, seeds: int = 1) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -105,6 +106,32 @@ class Replay:
         state = ReplayState(steps, (state.head + 1) % rows, jnp.minimum(state.size + 1, rows), state.priorities)
         return state._replace(priorities=self.sampler.add(state, stack, n_step))
 
+    def restore(self, empty: ReplayState, pieces, priorities) -> ReplayState:
+        """Puts rows back where they were. `empty` is donated; no more memory is needed than for one piece.
+
+        Args:
+          empty: from `init`.
+          pieces: consecutive (row, `TimeStep` of arrays [rows, N, ...]), of which `row` counts all that were ever
+            added; those that the ring had, to the last.
+          priorities: what the sampler kept.
+
+        Raises:
+          ValueError: if the rows have another shape.
+        """
+        rows = empty.steps.first.shape[0]
+        steps, size, end = empty.steps, 0, 0
+        for row, piece in pieces:
+            if piece.observation.shape[1:] != steps.observation.shape[1:]:
+                raise ValueError(
+                    f"The replay holds {steps.observation.shape[1:]} per row, not {piece.observation.shape[1:]}."
+                )
+            cut = rows - row % rows  # where the ring begins again
+            for start, part in ((row % rows, slice(cut)), (0, slice(cut, None))):
+                if len(piece.first[part]):
+                    steps = _write(steps, TimeStep(*(array[part] for array in piece)), start)
+            size, end = size + len(piece.first), row + len(piece.first)
+        return ReplayState(steps, jnp.int32(end % rows), jnp.int32(size), priorities)
+
     def sample(
         self,
         state: ReplayState,
@@ -125,8 +152,8 @@ class Replay:
           key: random key.
           batch_size: B.
           stack: number of frames in a state. Those before the episode's start are zeros, as ALE pads them.
-          n_step: n, the number of rewards to sum up. An episode that ends earlier cuts the sum: a time limit (or a
-            resumed run) at k < n still bootstraps, with discount^k; termination does not.
+          n_step: n, the number of rewards to sum up. An episode that ends earlier cuts the sum: a time limit at k < n
+            still bootstraps, with discount^k; termination does not.
           discount: per-step discount.
           max_abs_reward: clips each reward to [-x, x] before summing; None leaves it raw.
 
@@ -134,6 +161,21 @@ class Replay:
           The batch, and where its items lie [B], for the sampler's `update`.
         """
         row, game, weight = self.sampler.draw(state, key, batch_size, stack, n_step)
+        batch = self.gather(state, row, game, weight, stack, n_step, discount, max_abs_reward)
+        return batch, row * state.steps.first.shape[1] + game
+
+    def gather(
+        self,
+        state: ReplayState,
+        row: jax.Array,
+        game: jax.Array,
+        weight: jax.Array,
+        stack: int = 1,
+        n_step: int = 1,
+        discount: float = 0.99,
+        max_abs_reward: float | None = None,
+    ) -> Transition:
+        """Returns the transitions that begin at (row, game), with weights, all [B]; the rest as in `sample`."""
         steps, rows = state.steps, state.steps.first.shape[0]
         at = lambda ring, offset: ring[(row + offset) % rows, game]
 
@@ -145,7 +187,7 @@ class Replay:
         if max_abs_reward is not None:
             rewards = jnp.clip(rewards, -max_abs_reward, max_abs_reward)
         powers = jnp.asarray(discount, jnp.float32) ** jnp.arange(n_step, dtype=jnp.float32)
-        batch = Transition(
+        return Transition(
             s_tm1=_stack(steps, row, game, stack),
             a_tm1=at(steps.action_tm1, 1),
             r_t=jnp.sum(powers[:, None] * rewards * alive, axis=0),
@@ -154,7 +196,12 @@ class Replay:
             a_t=at(steps.action_tm1, taken + 1),
             weight=weight,
         )
-        return batch, row * steps.first.shape[1] + game
+
+
+@partial(jax.jit, donate_argnums=0)
+def _write(steps, piece, start):
+    """Writes rows to the ring from the row `start` on."""
+    return jax.tree.map(lambda ring, new: jax.lax.dynamic_update_slice_in_dim(ring, new, start, 0), steps, piece)
 
 
 def _stack(steps, row, game, stack):

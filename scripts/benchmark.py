@@ -7,6 +7,7 @@ examples:
   python scripts/benchmark.py growth replay                by batch, width and experts; by the replay's capacity
   python scripts/benchmark.py ratios                       heads, and prioritised replay, by turns
   python scripts/benchmark.py seeds                        several seeds in one call
+  python scripts/benchmark.py checkpoints                  size, time and stall of checkpoints; to restore one
   python scripts/benchmark.py actors                       choosing actions; the games alone
   python scripts/benchmark.py training start               whole runs on Pong against what their parts allow; start-up
   python scripts/benchmark.py --against serial             by turns with the classic loop: one game, no overlap
@@ -31,7 +32,7 @@ if __name__ == "__main__":
 
 import jax
 
-from benchmarks import parts, peers, training, updates
+from benchmarks import checkpoints, parts, peers, training, updates
 from benchmarks.timing import machine
 
 # Each gives rows of a table, as it measures them.
@@ -41,6 +42,7 @@ SECTIONS = {
     "ratios": updates.ratio_rows,
     "seeds": updates.seed_rows,
     "replay": parts.replay_rows,
+    "checkpoints": checkpoints.rows,
     "actors": parts.actor_rows,
     "training": training.rows,
     "start": training.start_rows,
@@ -119,4 +121,4 @@ def main(argv=None) -> int:
 if __name__ == "__main__":
     for number in (signal.SIGTERM, signal.SIGHUP):  # end the training processes, too
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
-    sys.exit(main())
+    launch.run(main)

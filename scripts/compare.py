@@ -13,11 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 import tempfile
 import time
 from pathlib import Path
 
+from agents import launch
 from agents.config_checks import ConfigError
 from comparison import analysis, events, figures, groups, report, runs
 
@@ -142,9 +142,4 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except (ConfigError, OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    launch.run(main)

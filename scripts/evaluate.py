@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 
+from agents import launch, video
 from agents import policy as policies
-from agents import video
-from agents.config import ConfigError
+from agents.config_checks import ALLOW_IMPORT
 from agents.evaluation import evaluate, human_normalised
 
 
@@ -31,6 +30,7 @@ def main(argv=None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of games and exploration (default: 0)")
     parser.add_argument("--video", metavar="FILE.mp4", help="record one more episode")
     parser.add_argument("--export", metavar="FILE.safetensors", help="write the parameters, too")
+    parser.add_argument("--allow_import", action="append", default=[], metavar="PKG", help=ALLOW_IMPORT)
     args = parser.parse_args(argv)
     if args.episodes < 1:
         parser.error(f"--episodes must be at least 1; got {args.episodes}")
@@ -38,7 +38,7 @@ def main(argv=None) -> int:
         parser.error(f"--seed must not be negative; got {args.seed}")
     if args.epsilon is not None and not 0 <= args.epsilon <= 1:
         parser.error(f"--epsilon is a probability; got {args.epsilon}")
-    policy = policies.load(args.run_dir)
+    policy = policies.load(args.run_dir, args.allow_import)
     environment, agent = policy.experiment.environment, policy.experiment.agent
     if args.video:
         video.check_path(args.video)
@@ -70,9 +70,4 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except (ConfigError, OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    launch.run(main)

@@ -16,12 +16,12 @@ import argparse
 import contextlib
 import os
 import shlex
-import sys
 from pathlib import Path
 
 import jax
 
-from agents import config
+from agents import config, launch
+from agents.config_checks import ALLOW_IMPORT
 from sweeping import cost, grid, local, slurm
 from sweeping.plan import Plan, Run
 from sweeping.progress import SweepDisplay
@@ -44,6 +44,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--steps_per_second", type=float, metavar="N", help="of --dry_run, where no earlier run tells the speed")
     add("--launcher", choices=("local", "slurm", "print"), default="local", help="who trains (default: local)")
     add("--slurm", action="append", default=[], metavar="KEY=VALUE", help=slurm.HELP)
+    add("--allow_import", action="append", default=[], metavar="PKG", help=ALLOW_IMPORT)
     args = parser.parse_args(argv)
     if args.jobs is not None and args.jobs < 1:
         parser.error(f"--jobs must be at least 1; got {args.jobs}")
@@ -76,8 +77,8 @@ def main(argv=None) -> int:
     """Runs the command line; returns the exit code: 0, 1 if runs failed, 128 + the number of a signal."""
     args = parse_args(argv)
     options = slurm.options(args.slurm)
-    sweep = grid.read(args.sweep).replace(**changes(args))
-    runs = Plan(args.base_dir).runs(sweep.cells())
+    sweep = grid.read(args.sweep, args.allow_import).replace(**changes(args))
+    runs = Plan(args.base_dir, args.allow_import).runs(sweep.cells())
     todo = [run for run in runs if not run.finished]
     folder = Path(args.base_dir, "_sweep", Path(args.sweep).stem)
     if args.dry_run:
@@ -109,9 +110,4 @@ def train(runs: list[Run], todo: list[Run], folder: Path, jobs: int) -> int:
 
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")  # this process only looks; the accelerators are for its children
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except (config.ConfigError, OSError) as error:
-        sys.exit(f"error: {error}")
+    launch.run(main)

@@ -29,7 +29,8 @@ if __name__ == "__main__":
 import jax
 
 from agents import config, run_directory
-from agents.checkpoint import Checkpointer
+from agents.checkpoint import Checkpoint, newest
+from agents.config_checks import ALLOW_IMPORT
 from agents.environments import Atari
 from agents.loop import Run, train
 from agents.trainer import Trainer
@@ -67,6 +68,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--run_dir", help="exactly this run directory, instead of one named by the settings")
     add("--gin_files", action="append", default=[], metavar="FILE", help="gin file, may be repeated; later ones win")
     add("--gin_bindings", action="append", default=[], metavar="BINDING", help="gin binding, may be repeated")
+    add("--allow_import", action="append", default=[], metavar="PKG", help=ALLOW_IMPORT)
+    add("--log_replay", action="store_true", help="keep every transition of the run, as a data set")
+    add("--deterministic", action="store_true", help="the same bits on a GPU, too, where XLA can; slower")
     add("--print_config", action="store_true", help="print the operative config and stop")
     add("--profile", action="store_true", help="write a trace of some updates to the run directory")
     return parser.parse_args(argv)
@@ -116,6 +120,7 @@ def bindings(args) -> list[str]:
         "Experiment.warmup_steps": args.warmup_steps,
         "Replay.capacity": args.replay_capacity,
         "Learner.num_devices": num_devices(args.mesh),
+        "Experiment.log_replay": args.log_replay or None,
         "Experiment.eval_every_steps": args.eval_every,
         "Experiment.eval_episodes": args.eval_episodes,
     }
@@ -127,11 +132,13 @@ def bindings(args) -> list[str]:
 def load(args, **more) -> config.Config:
     """Loads the configuration of a command line, with `more` bindings to `Experiment`."""
     files, lines = gin_files(args), bindings(args)
-    cfg = config.load(files, lines)
+    module, colon, _ = (args.env or "").rpartition(":")
+    allowed = args.allow_import + ([module] if colon else [])
+    cfg = config.load(files, lines, allowed)
     if args.frames is not None:
         more["total_steps"] = args.frames // cfg.experiment.environment.frames_per_step
     if more:
-        cfg = config.load(files, lines + [f"Experiment.{name} = {value}" for name, value in more.items()])
+        cfg = config.load(files, lines + [f"Experiment.{name} = {value}" for name, value in more.items()], allowed)
     return cfg
 
 
@@ -142,7 +149,7 @@ class Job(NamedTuple):
     title: str
     run_dir: Path
     manifest: dict | None  # None if there is no run yet
-    start: int  # agent steps of its newest checkpoint
+    checkpoint: Checkpoint | None  # its newest one
 
     @property
     def seed(self) -> int:
@@ -150,14 +157,20 @@ class Job(NamedTuple):
         return self.cfg.experiment.seed
 
     @property
+    def start(self) -> int:
+        """Agent steps it goes on from."""
+        return self.checkpoint.agent_steps if self.checkpoint else 0
+
+    @property
     def finished(self) -> bool:
-        """Whether nothing is left to train."""
-        return self.start >= self.cfg.experiment.total_steps
+        """Whether nothing is left to do."""
+        done = self.start >= self.cfg.experiment.total_steps
+        return done and not self.checkpoint.progress.get("owes_evaluation")
 
     @property
     def how(self) -> str:
         """How it starts."""
-        if self.start:
+        if self.checkpoint:
             return f"goes on at {self.start:,} agent steps"
         return "starts over: it has no checkpoint" if self.manifest else "new"
 
@@ -174,7 +187,7 @@ def job(args) -> Job:
         cfg = load(args, num_envs=manifest["num_envs"] if manifest else cfg.experiment.num_envs)
     if manifest:
         run_directory.refuse_other_settings(run_dir, manifest, cfg.settings)
-    return Job(cfg, run_directory.title(files), run_dir, manifest, (latest_checkpoint(run_dir) or 0) if manifest else 0)
+    return Job(cfg, run_directory.title(files), run_dir, manifest, newest(run_dir) if manifest else None)
 
 
 def jobs(args) -> list[Job]:
@@ -227,6 +240,9 @@ def announce(trainer: Trainer, todo: list[Job], args) -> None:
     }
     for key, text in rows.items():
         print(f"{key:<9} {text}")
+    for job in todo:
+        if job.manifest and (changed := run_directory.differences(job.manifest)):
+            print(f"NOTE: {job.run_dir} goes on under other circumstances, which may change bits: {'; '.join(changed)}")
     for line in todo[0].cfg.overrides:
         print(f"Override  {line}")
 
@@ -262,14 +278,12 @@ def main(argv=None) -> int:
         trainers = trainers[0].with_seeds([job.seed for job in todo])
     with contextlib.ExitStack() as locks:
         for job in todo:
-            if job.manifest:
-                locks.enter_context(run_directory.lock(job.run_dir))
+            locks.enter_context(run_directory.lock(job.run_dir))
         for job, trainer in zip(todo, trainers, strict=True):  # nothing is written before all of them are free
             if job.manifest:
                 run_directory.resume(job.run_dir, job.manifest, job.start, job.cfg)
             else:
                 run_directory.create(job.run_dir, trainer, job.cfg, job.title)
-                locks.enter_context(run_directory.lock(job.run_dir))
         announce(trainers[0], todo, args)
         runs = [
             Run(trainer, job.run_dir, (job.cfg.operative_text, job.cfg.settings))
@@ -289,23 +303,9 @@ def outcome(run: Run) -> str:
         video = " --video out.mp4" if can_be_shown else ""
         return f"Finished: {run.run_dir}\nEvaluate: {evaluate_command(run.run_dir)}{video}"
     interrupted = f"Interrupted at {steps:,} agent steps; all is saved. "
-    if steps < x.total_steps:
-        return interrupted + "The same command goes on from there."
-    return interrupted + f"Only the final evaluation is missing: {evaluate_command(run.run_dir)}"
-
-
-def latest_checkpoint(run_dir: Path) -> int | None:
-    """Agent steps of the newest checkpoint."""
-    if not (run_dir / "checkpoints").is_dir():
-        return None
-    with contextlib.closing(Checkpointer(run_dir, read_only=True)) as checkpointer:
-        return checkpointer.latest()
+    left = "goes on from there" if steps < x.total_steps else "makes the final evaluation, which alone is missing"
+    return f"{interrupted}The same command {left}."
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except (config.ConfigError, MemoryError, OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    launch.run(main)

@@ -118,10 +118,10 @@ def test_every_torso_goes_with_every_agent_and_task(task, torso, agent, tmp_path
     comes_back(experiment, tmp_path)
 
 
-def comes_back(experiment, tmp_path):
+def comes_back(experiment, tmp_path, allow_import=()):
     before = config.settings()
     (tmp_path / "config.gin").write_text(gin.config_str())
-    again, overrides, *_ = config.load([tmp_path / "config.gin"])
+    again, overrides, *_ = config.load([tmp_path / "config.gin"], allow_import=allow_import)
     assert config.settings() == before and not overrides
     for part in ("environment", "agent", "head", "replay"):
         assert getattr(again, part) == getattr(experiment, part)
@@ -366,7 +366,7 @@ def test_contradicting_and_abbreviated_flags(argv, capsys):
         ),
         ("from agents import dqn\ndqn.DQN.n_step = 3\ndqn.DQN.n_step = 3", r"n_step is bound twice, in lines 3 and 4"),
         ("X = 3\nX = 4", r"own\.gin: X is bound twice"),
-        ("import no_such_module", r"own\.gin: .*no_such_module"),
+        ("import no_such_module", r"own\.gin, line 2 imports no_such_module.*--allow_import no_such_module"),
         (
             "from networks import q_network\nfrom networks import torsos\n"
             "q_network.QNetwork.torso = @torsos.MLP()\ntorsos.NatureCNN.padding = 'VALID'",
@@ -473,13 +473,41 @@ def test_own_torso(own, tmp_path, monkeypatch):
         q_network.QNetwork.torso = @torso_of_mine.Linear()
         torso_of_mine.Linear.width = 5
     """
-    experiment, _ = load(own(text), "--env=CartPole-v1", *bind("QNetwork.name = 'mine'"))
+    allow = "--allow_import=torso_of_mine"
+    experiment, _ = load(own(text), "--env=CartPole-v1", allow, *bind("QNetwork.name = 'mine'"))
     network = experiment.network(num_actions=2, num_logits=51)
     assert type(network.torso).__module__ == "torso_of_mine" and network.torso.width == 5
     shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 1, 4)))
     assert shapes["params"]["head"]["kernel"].shape == (5, 2 * 51)
     assert config.settings()["Linear.width"] == "5"
-    comes_back(experiment, tmp_path)
+    comes_back(experiment, tmp_path, ["torso_of_mine"])
+
+
+STRANGERS = {
+    "import": ("import evil", "imports evil"),
+    "import below": ("import evil.deeper as optax", "imports evil"),
+    "from import": ("from evil import thing", "imports evil.thing"),
+    "through a module of ours": (
+        "from agents import environments\nfrom agents import experiment\n"
+        "experiment.Experiment.environment = @environments.gymnasium.make()\nenvironments.gymnasium.make.id = 'evil:E'",
+        "defined in gymnasium",
+    ),
+    "a part of ours that writes": ("from agents import logger\nlogger.Logger.run_dir = '/'", "imports agents.logger"),
+    "its binding": ("from agents import environments\nenvironments.difflib.restore.which = 1", "defined in difflib"),
+    "environment": ("from agents import environments\nenvironments.Gymnasium.id = 'evil:E-v0'", "imports evil"),
+    "module of a package": ("from networks import torsos\nX = @torsos.nn.apply()\nY = %X", "defined in flax"),
+}
+
+
+@pytest.mark.parametrize("text, message", STRANGERS.values(), ids=STRANGERS)
+def test_a_config_names_nothing_but_parts_of_this_project(text, message, own, tmp_path, monkeypatch):
+    """Whatever a config names is imported and called, so a stranger's may not name just anything."""
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    task = [f"--gin_files={config.shipped('environments', 'gymnasium')}"] if "Gymnasium" in text else []
+    with pytest.raises(config.ConfigError, match=f"{message}.*--allow_import"):
+        load(own(text), *task)
+    assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize("task, steps", [("--game=Pong", 250_000), ("--env=CartPole-v1", 10**6), (MINATAR, 10**6)])

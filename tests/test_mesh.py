@@ -64,7 +64,7 @@ def test_trains_evaluates_and_resumes(tmp_path):
     assert train.main(argv(300)) == 0
     assert train.main([flag for flag in argv(400) if "mesh" not in flag]) == 0  # on another number of devices
     assert policy_updates(run_dir) == (396 - 200) // 2
-    assert policy.load(run_dir).agent_steps == 400
+    assert policy.load(run_dir, ["catch"]).agent_steps == 400
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from test_training import catch, policy_updates
 
 from agents import config, logger, trainer
-from agents.checkpoint import Checkpointer
+from agents.checkpoint import newest
 from agents.trainer import Trainer
 from scripts import train
 
@@ -29,9 +29,10 @@ def run_dirs(base_dir):
 
 def contents(run_dir, steps=STEPS):
     """The parameters, and all that the replay holds."""
-    experiment = config.load([run_dir / "config.gin"]).experiment
+    experiment = config.load([run_dir / "config.gin"], allow_import=["catch"]).experiment
     restored = Trainer(experiment)
-    restored.restore(Checkpointer(run_dir, read_only=True))
+    restored.allocate_replay()
+    restored.restore(newest(run_dir))
     assert restored.agent_steps >= steps
     return jax.device_get((restored.state.params, restored.replay_state))
 

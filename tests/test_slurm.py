@@ -157,7 +157,7 @@ def submit(cluster, tmp_path, monkeypatch):
     def submit(env, seeds, time=60, grace=300):
         (tmp_path / "own.gin").write_text(SWEEP.format(env=env, seeds=seeds))
         command = [sys.executable, str(Path(sweep.__file__)), str(tmp_path / "own.gin")]
-        command += [f"--base_dir={tmp_path / 'runs'}", "--launcher=slurm"]
+        command += [f"--base_dir={tmp_path / 'runs'}", "--launcher=slurm", "--allow_import=slurm_games"]
         options = ("partition=low", "cpus=1", f"time={time}", f"grace={grace}", "mem=100MB", "job-name=renamed")
         return run(*command, *(f"--slurm={option}" for option in options))
 

@@ -1,6 +1,5 @@
 """The real entry point with every knob shrunk: it trains, resumes, refuses, evaluates, and learns with every head."""
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -16,7 +15,7 @@ from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents import config, logger, policy, run_directory
-from agents.checkpoint import Checkpointer
+from agents.checkpoint import Checkpointer, newest
 from agents.environments import Gymnasium
 from agents.evaluation import evaluate as play
 from agents.trainer import Trainer
@@ -84,8 +83,7 @@ def test_counts(run_dir):
 
 
 def policy_updates(run_dir):
-    checkpointer = Checkpointer(run_dir)
-    return int(checkpointer.restore_learner({"updates": jax.ShapeDtypeStruct((), np.int32)})["updates"])
+    return int(newest(run_dir).arrays("learner/updates")[""])
 
 
 def test_run_directory(run_dir):
@@ -165,7 +163,9 @@ def test_restores_what_was_saved(tmp_path):
         experiment = train.load(train.parse_args(catch(tmp_path / "run", "hl_gauss", 400))).experiment
         experiment = dataclasses.replace(experiment, replay=Replay(capacity, sampler))
         saved, restored = Trainer(experiment), Trainer(experiment)
-        saved.allocate_replay()
+        checkpointer = Checkpointer(tmp_path / f"{capacity} {sampler}")
+        for trainer in (saved, restored):
+            trainer.allocate_replay()
         random = np.random.default_rng(0)
         for _ in range(73):
             step = TimeStep(
@@ -176,10 +176,14 @@ def test_restores_what_was_saved(tmp_path):
                 random.integers(0, 255, (4, 6, 5), np.uint8),
             )
             saved.add(step)
+            checkpointer.append(step)
         saved.learn()
-        with contextlib.closing(Checkpointer(tmp_path / f"{capacity} {sampler}")) as checkpointer:
-            saved.save(checkpointer, {"seconds": 1.5})
-            assert restored.restore(checkpointer)["seconds"] == 1.5
+        checkpointer.save(saved.agent_steps, saved.save(), {"seconds": 1.5}, experiment.replay.num_rows(4))
+        checkpointer.close()
+        checkpoint = newest(tmp_path / f"{capacity} {sampler}")
+        restored.restore(checkpoint)
+        assert checkpoint.progress["seconds"] == 1.5
+        assert restored.metrics() == saved.metrics()
         assert (restored.agent_steps, restored.updates) == (saved.agent_steps, saved.updates) and saved.updates > 0
         before, after = (
             (t.state._replace(key=jax.random.key_data(t.state.key)), t.replay_state) for t in (saved, restored)
@@ -193,7 +197,7 @@ def test_same_seed_same_parameters(tmp_path):
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         command = catch(tmp_path / name, "hl_gauss", 600, f"--seed={seed}", "--gin_bindings=Experiment.overlap = True")
         assert train.main(command) == 0
-        policy.load(tmp_path / name).export(tmp_path / f"{name}.safetensors")
+        policy.load(tmp_path / name, ["catch"]).export(tmp_path / f"{name}.safetensors")
         files.append((tmp_path / f"{name}.safetensors").read_bytes())
     assert files[0] == files[1] != files[2]
 
@@ -226,20 +230,6 @@ def test_a_damaged_manifest_is_named(tmp_path):
         train.main(pong(tmp_path, 200))
 
 
-def test_a_damaged_checkpoint_is_named(run_dir, tmp_path):
-    """The newest one is named, and what to do; a file in its place is found before training."""
-    run_dir = shutil.copytree(run_dir, tmp_path / "copy")
-    (newest,) = (run_dir / "checkpoints").iterdir()
-    shutil.rmtree(newest / "learner")
-    for command in (lambda: train.main(pong(run_dir, 300)), lambda: evaluate.main([str(run_dir)])):
-        with pytest.raises(OSError, match=f"{newest.name} is damaged.*\n.*Remove it"):
-            command()
-    shutil.rmtree(run_dir / "checkpoints")
-    (run_dir / "checkpoints").touch()
-    with pytest.raises(FileExistsError):
-        train.main(pong(run_dir, 300))
-
-
 def test_an_interrupted_final_evaluation_does_not_count(tmp_path, monkeypatch, capsys):
     """The training is saved; the exit code and the message say what is missing."""
 
@@ -249,8 +239,13 @@ def test_an_interrupted_final_evaluation_does_not_count(tmp_path, monkeypatch, c
 
     monkeypatch.setattr(Trainer, "evaluate", interrupted)
     assert train.main(catch(tmp_path, "mse", 400)) == 128 + signal.SIGTERM
-    assert "Only the final evaluation is missing" in capsys.readouterr().out
-    assert Checkpointer(tmp_path).latest() >= 400
+    assert "makes the final evaluation, which alone is missing" in capsys.readouterr().out
+    assert newest(tmp_path).agent_steps >= 400
+    monkeypatch.undo()
+    for printed in ("Evaluation at 400", "is finished"):
+        assert train.main(catch(tmp_path, "mse", 400)) == 0
+        assert printed in capsys.readouterr().out
+    assert [row["agent_steps"] for row in logger.read(tmp_path) if "eval/return" in row] == [400]
 
 
 def test_plots_runs(run_dir, tmp_path):
@@ -278,7 +273,7 @@ def test_interrupted_run_goes_on(tmp_path, overlap, number, agent, monkeypatch):
     monkeypatch.setattr(logger.Logger, "write", write_then_kill)
     assert train.main(command) == 128 + number
     monkeypatch.undo()
-    assert Checkpointer(tmp_path / "run").latest() == 124  # one step of 4 games later
+    assert newest(tmp_path / "run").agent_steps == 120
     with (tmp_path / "run/metrics.jsonl").open("a") as file:  # logged after the checkpoint, then killed
         file.write('{"agent_steps": 999}\n{"agent_st')
     assert train.main(command) == 0

@@ -48,12 +48,14 @@ GROWTH = [
 ]
 
 
-def build(agent: str, head: str, network: str, *bindings: str, full_action_space: bool = True) -> Trainer:
-    """Builds a trainer for Pong with one game and a replay of 20,000, which is not allocated yet."""
+def build(
+    agent: str, head: str, network: str, *bindings: str, full_action_space: bool = True, capacity: int = 20_000
+) -> Trainer:
+    """Builds a trainer for Pong with one game and a replay that is not allocated yet."""
     torso, of_network = NETWORKS[network]
     files = [config.BASE, config.shipped(".", agent), config.shipped("heads", head)]
     files += [config.shipped("torsos", torso)] if torso else []
-    lines = [f"Atari.full_action_space = {full_action_space}", "Replay.capacity = 20_000", *of_network, *bindings]
+    lines = [f"Atari.full_action_space = {full_action_space}", f"Replay.capacity = {capacity}", *of_network, *bindings]
     return Trainer(config.load(files, lines).experiment)
 
 

@@ -93,29 +93,36 @@ def labels(names: list[str], length: int = 34) -> dict[str, str]:
 
 
 def _figure(analysis, legend, columns=1, rows=1, size=(7.2, 3.8), **options):
-    extra = 0.28 * -(-len(analysis.comparison.groups) // 3) if legend else 0
+    texts = list(labels(list(style(analysis)), 76).values())
+    beside = 3 if max(map(len, texts)) < 28 else 2 if max(map(len, texts)) < 36 else 1  # entries of the legend
+    extra = 0.28 * -(-len(texts) // beside) if legend else 0
     figure, axes = plt.subplots(rows, columns, figsize=(size[0], size[1] + extra), squeeze=False, **options)
     figure.set_layout_engine("constrained")
     plt.close(figure)  # owned by the caller, not by pyplot
     if legend:
         handles = [plt.Line2D([], [], linewidth=2, **line) for line in style(analysis).values()]
-        texts = labels(list(style(analysis))).values()
-        columns = 3 if max(map(len, texts)) < 28 else 2
-        figure.legend(handles, texts, loc="outside upper center", ncols=columns, fontsize=9)
+        figure.legend(handles, texts, loc="outside upper center", ncols=beside, fontsize=9)
     return figure, axes.ravel()
 
 
-def _curve(axes, frames, band, line) -> None:
-    axes.plot(frames / 1e6, band[0], linewidth=1.8, marker="o" if len(frames) == 1 else "", **line)
-    axes.fill_between(frames / 1e6, band[1], band[2], color=line["color"], alpha=0.18, linewidth=0)
+def _frames(analysis) -> tuple[np.ndarray, str]:
+    """The grid of frames, and the unit it is in."""
+    frames = np.asarray(analysis.comparison.frames)
+    return (frames / 1e6, "million frames") if frames[-1] >= 2e6 else (frames / 1e3, "thousand frames")
+
+
+def _curve(axes, x, band, line) -> None:
+    axes.plot(x, band[0], linewidth=1.8, marker="o" if len(x) == 1 else "", **line)
+    axes.fill_between(x, band[1], band[2], color=line["color"], alpha=0.18, linewidth=0)
 
 
 def iqm(analysis: Analysis, legend: bool) -> Figure:
     """The interquartile mean against frames."""
     figure, (axes,) = _figure(analysis, legend)
+    frames, unit = _frames(analysis)
     for name, line in style(analysis).items():
-        _curve(axes, analysis.comparison.frames, analysis.curves[name]["iqm"], line)
-    axes.set(xlabel="million frames", ylabel=f"IQM of {analysis.unit}")
+        _curve(axes, frames, analysis.curves[name]["iqm"], line)
+    axes.set(xlabel=unit, ylabel=f"IQM of {analysis.unit}")
     axes.margins(x=0)
     return figure
 
@@ -142,7 +149,7 @@ def profiles(analysis: Analysis, legend: bool) -> Figure:
     """The fraction of runs above each score."""
     figure, (axes,) = _figure(analysis, legend)
     for name, line in style(analysis).items():
-        _curve(axes, analysis.thresholds * 1e6, analysis.profiles[name], line)
+        _curve(axes, analysis.thresholds, analysis.profiles[name], line)
     axes.set(xlabel=analysis.unit, ylabel="fraction of runs above it", ylim=(0, 1.02))
     axes.margins(x=0)
     return figure
@@ -169,14 +176,15 @@ def per_game(analysis: Analysis, legend: bool) -> Figure:
     columns = min(len(games), 4)
     rows = -(-len(games) // columns)
     figure, panels = _figure(analysis, legend, columns, rows, size=(7.2 if columns > 1 else 4.8, 0.5 + 1.55 * rows))
+    frames, unit = _frames(analysis)
     for axes, game in zip(panels, games, strict=False):
         for name, line in style(analysis).items():
-            _curve(axes, analysis.comparison.frames, analysis.per_game[name][game], line)
+            _curve(axes, frames, analysis.per_game[name][game], line)
         axes.set_title(game, fontsize=9)
         axes.tick_params(labelsize=7)
         axes.margins(x=0)
     for axes in panels[len(games) :]:
         axes.set_visible(False)
-    figure.supxlabel("million frames", fontsize=9)
+    figure.supxlabel(unit, fontsize=9)
     figure.supylabel("return", fontsize=9)
     return figure

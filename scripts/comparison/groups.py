@@ -7,12 +7,13 @@ from collections import Counter
 
 import numpy as np
 
+from agents.config_checks import ConfigError
 from comparison.runs import ITERATION_FRAMES, Run
 
 WINDOW_FRAMES, TABLE_WINDOWS = 1_000_000, 5
 
 
-class NothingYet(ValueError):
+class NothingYet(ConfigError):
     """There is nothing to compare, but there will be while runs go on."""
 
 

@@ -21,7 +21,7 @@ OUTPUT, MARKER = "_compare", "comparison.json"  # the marker tells a folder of r
 SKIPPED = {OUTPUT, "_sweep", "checkpoints"}
 TAGS = {"train": "episode/return", "eval": "eval/return"}
 ITERATION_FRAMES = 1_000_000  # of Dopamine's iterations
-NOT_COMPARED = {"Experiment.seed", "Atari.game", "Gymnasium.id"} | MAY_CHANGE
+NOT_COMPARED = {"Experiment.seed", "Experiment.log_replay", "Atari.game", "Gymnasium.id"} | MAY_CHANGE
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, EOFError)
 
 

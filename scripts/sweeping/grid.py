@@ -19,8 +19,11 @@ from typing import Any, NamedTuple
 
 import gin
 
+from agents import config
 from agents.config_checks import (
     ConfigError,
+    check_environment,
+    check_names,
     check_statements,
     check_types,
     current_bindings,
@@ -164,11 +167,12 @@ def named_games(name: str) -> list[str]:
     return " ".join(line.partition("#")[0] for line in lines).split()
 
 
-def read(file) -> Sweep:
+def read(file, allow_import=()) -> Sweep:
     """Reads a sweep from a gin file, and leaves gin's state empty.
 
     Args:
       file: path, from the working directory or else from the project's.
+      allow_import: packages that it may name, for environments of one's own.
 
     Raises:
       ConfigError: for a file that is not there, and anything in it that would not take effect as written.
@@ -177,11 +181,12 @@ def read(file) -> Sweep:
     if path is None:
         shipped = ", ".join(str(path.relative_to(ROOT)) for path in sorted(SWEEPS.glob("*.gin")))
         raise ConfigError(f"There is no sweep {str(file)!r}. Shipped: {shipped}.")
-    text, source = path.read_text(), str(file)
+    text, source = config.read(path), str(file)
     gin.clear_config()
     try:
-        check_statements(source, text)
+        check_statements(source, text, allow_import)
         gin.parse_config(text)
+        check_names(source, current_bindings(), allow_import)
         gin.finalize()
         sources = dict.fromkeys(current_bindings(), source)
         check_types(sources)
@@ -189,6 +194,8 @@ def read(file) -> Sweep:
             raise ConfigError(f"{source} describes no sweep: it has no grid.Sweep.grids = [@grid.Grid()].")
         sweep = gin.get_configurable(Sweep)()
         refuse_unused(sources, set())
+        for environment in itertools.chain.from_iterable(grid.envs for grid in sweep.grids):
+            check_environment(environment, allow_import)
     except ConfigError:
         raise
     except (ValueError, TypeError, SyntaxError, NameError, AttributeError, ImportError, RuntimeError) as error:

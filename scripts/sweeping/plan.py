@@ -23,16 +23,12 @@ class Run(NamedTuple):
     start: int  # agent steps done
     total: int  # agent steps to be done
     replay_bytes: int
+    finished: bool = False  # nothing is left to do
 
     @property
     def name(self) -> str:
         """The run directory below the base directory."""
         return "/".join(self.run_dir.parts[-3:])
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing is left to train."""
-        return self.start >= self.total
 
     @property
     def command(self) -> list[str]:
@@ -47,10 +43,11 @@ class Plan:
 
     Args:
       base_dir: parent of the run directories.
+      allow_import: packages that the runs may import.
     """
 
-    def __init__(self, base_dir: str):
-        self._base_dir = base_dir
+    def __init__(self, base_dir: str, allow_import=()):
+        self._common = [f"--base_dir={base_dir}", *(f"--allow_import={package}" for package in allow_import)]
         self._by_machine: dict[tuple, bool] = {}  # whether the number of games is left to the machine
         self._jobs: dict[tuple, train.Job] = {}
         self._replay_bytes: dict[tuple, int] = {}
@@ -63,7 +60,7 @@ class Plan:
         """
         runs: dict[Path, Run] = {}
         for cell in cells:
-            argv = [*cell.flags, cell.task, f"--seed={cell.seed}", f"--base_dir={self._base_dir}"]
+            argv = [*cell.flags, cell.task, f"--seed={cell.seed}", *self._common]
             try:
                 run = self._run(cell, argv)
             except ValueError as error:  # ConfigErrors, and environments that cannot be made
@@ -82,13 +79,13 @@ class Plan:
             argv = [*argv, f"--num_envs={cell.num_envs}"]
         job = self._job((cell.flags, cell.task), cell.seed, argv)
         x = job.cfg.experiment
-        return Run(tuple(argv), job.run_dir, job.how, job.start, x.total_steps, self._bytes(x))
+        return Run(tuple(argv), job.run_dir, job.how, job.start, x.total_steps, self._bytes(x), job.finished)
 
     def _job(self, arm: tuple, seed: int, argv: list[str]) -> train.Job:
         if arm in self._jobs:
             run_dir = self._jobs[arm].run_dir.with_name(f"seed{seed}")
             if not run_dir.exists():
-                return self._jobs[arm]._replace(run_dir=run_dir, manifest=None, start=0)
+                return self._jobs[arm]._replace(run_dir=run_dir, manifest=None, checkpoint=None)
         self._jobs[arm] = train.job(train.parse_args(argv))
         return self._jobs[arm]
 

@@ -1,0 +1,106 @@
+"""Games whose state can be saved although an emulator's cannot: they are played again from their last seed.
+
+A game is a function of its seed and the actions since. A game that is played for days would take long to play again, so
+each is given a new seed now and then, at the first end of an episode after a fixed number of steps of all games. When
+that is depends on nothing else: not on checkpoints, not on interruptions.
+"""
+
+from __future__ import annotations
+
+import traceback
+
+import numpy as np
+
+from agents import environments
+
+
+class GameError(OSError):
+    """A game has failed, by no fault of what plays it."""
+
+
+class Games:
+    """N games, stepped in two halves, that log their actions since their last seed.
+
+    Args:
+      environment: a specification, `environments.Atari` or `Gymnasium`.
+      num_envs: N.
+      entropy: integers that determine all seeds.
+      reseed_every_steps: agent steps, of all games together, between new seeds; None: the first are the last.
+    """
+
+    def __init__(self, environment, num_envs: int, entropy: tuple[int, ...], reseed_every_steps: int | None = None):
+        self._envs = environment.make(num_envs)
+        self._entropy = entropy
+        self._every = max(1, reseed_every_steps // num_envs) if reseed_every_steps else 2**62
+        self.count = 0  # steps so far, of all games together
+        self._seeded_at = np.zeros(num_envs, np.int64)  # the count at each game's last seed
+        self._over = np.zeros(num_envs, bool)
+        self._actions: list[np.ndarray] = []  # [N] each, of the steps after the earliest seed
+
+    def reset(self) -> np.ndarray:
+        """Starts all games anew; returns observations [N, stack, ...]."""
+        self._seeded_at[:], self._over[:] = self.count, False
+        self._actions.clear()
+        return self._reseed(~self._over)
+
+    def _seeds(self) -> np.ndarray:
+        """The seed of each game's interval, [N]."""
+        intervals = self._seeded_at // self._every
+        seeds = {interval: environments.seeds(len(intervals), *self._entropy, interval) for interval in set(intervals)}
+        return np.array([seeds[interval][game] for game, interval in enumerate(intervals)])
+
+    def send(self, actions: np.ndarray) -> None:
+        """Sets the games going; actions are [N]."""
+        self._actions.append(actions)
+        self._envs.send(actions)
+
+    def recv(self):
+        """Waits for the games; returns observations [N, stack, ...], rewards, terminated and truncated [N].
+
+        Raises:
+          GameError: if a game does.
+        """
+        try:
+            observation, reward, terminated, truncated, _ = self._envs.recv()
+        except Exception as error:
+            cause = "".join(traceback.format_exception(error)).strip()
+            raise GameError(
+                f"A game has failed after {self.count:,} steps of all games. The same command goes on from the newest "
+                f"checkpoint, if there is one.\n{cause}"
+            ) from error
+        self.count += 1
+        begun, self._over = self._over, terminated | truncated
+        due = begun & (self._seeded_at // self._every < self.count // self._every)
+        if due.any():
+            forgotten = self._seeded_at.min()
+            self._seeded_at[due] = self.count
+            del self._actions[: self._seeded_at.min() - forgotten]
+            observation = self._reseed(due)
+        return observation, reward, terminated, truncated
+
+    def _reseed(self, games: np.ndarray) -> np.ndarray:
+        """Starts some games from their seeds; `games` [N] says which."""
+        observation, _ = self._envs.reset(seed=self._seeds()[games], options={"reset_mask": games})
+        return observation
+
+    def save(self) -> dict[str, np.ndarray]:
+        """What `restore` needs."""
+        actions = np.array(self._actions, np.int32).reshape(-1, len(self._over))
+        return {"count": np.int64(self.count), "seeded_at": self._seeded_at, "over": self._over, "actions": actions}
+
+    def restore(self, saved: dict[str, np.ndarray]) -> np.ndarray:
+        """Plays the games again, from their last seeds to where they were; returns their observations."""
+        self.count, self._actions = int(saved["count"]), list(saved["actions"])
+        self._seeded_at, self._over = saved["seeded_at"].copy(), saved["over"].copy()
+        observation = self._reseed(self._seeded_at >= 0)  # those seeded later start again when their time comes
+        for count, actions in enumerate(self._actions, start=self._seeded_at.min() + 1):
+            self._envs.send(actions)
+            observation, *_ = self._envs.recv()
+            seeded = self._seeded_at == count
+            if seeded.any():
+                observation = self._reseed(seeded)
+        return observation
+
+    def close(self) -> None:
+        """Closes the games."""
+        self._envs.close()

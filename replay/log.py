@@ -1,0 +1,218 @@
+"""The replay log: every row that enters the replay, on disk, compressed, in immutable segments.
+
+replay/000000000000/    the rows from 0 on: a Zarr group (version 3), an array [rows, N, ...] per field of `TimeStep`
+           segment.json   written last: its rows, and the SHA-256 of all other files
+       000000031250/    the rows that follow
+       ...
+
+A segment is what was stored between two checkpoints; until a checkpoint names it, it does not count. Atari frames take
+a fortieth of their size. Rows, as in the ring, hold what arrived together: the action that led here, the reward, and
+the new observation; `first` marks the start of an episode, where the others mean nothing.
+
+    zarr.open_group("replay/000000000000", mode="r")["observation"]     # or xarray.open_zarr(..., consolidated=False)
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import tensorstore
+
+from replay.ring import TimeStep
+
+DIRECTORY = "replay"
+SEGMENT = "segment.json"
+CHUNK_BYTES = 8 * 2**20  # of observations, before compression: what is held in memory, and read at a time
+MAX_CHUNK = 2**16  # rows
+PENDING_CHUNKS = 2  # that may wait for the disk before the games do
+COMPRESSION = {"name": "zstd", "configuration": {"level": 1, "checksum": True}}  # 1.4 GB/s; level 3 gains 5 %
+
+
+class DamagedError(OSError):
+    """A file on disk is missing or not what was written."""
+
+
+class SegmentWriter:
+    """Writes one segment while training goes on: threads of TensorStore's compress and write.
+
+    Args:
+      path: directory of the segment, which must not exist.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.rows = 0  # appended
+        self._buffer = None  # a TimeStep of arrays [chunk, N, ...], filled up to rows % chunk
+        self._small: list[TimeStep] = []  # filled buffers without their observations, to be written in one piece
+        self._pending = collections.deque()
+
+    def append(self, step: TimeStep) -> None:
+        """Appends a row; waits only if the disk is too slow.
+
+        Raises:
+          OSError: if an earlier one could not be written.
+        """
+        if self._buffer is None:
+            self._begin(step)
+        at = self.rows % self._chunk
+        for array, value in zip(self._buffer, step, strict=True):
+            array[at] = value
+        self.rows += 1
+        if self.rows % self._chunk == 0:
+            self._flush(self._chunk)
+
+    def _begin(self, step: TimeStep) -> None:
+        rows = min(max(CHUNK_BYTES // step.observation.nbytes, 1), MAX_CHUNK)
+        self._chunk = 1 << (rows.bit_length() - 1)  # a power of two
+        self.path.mkdir(parents=True)
+        self._like = TimeStep(*(np.asarray(value) for value in step))
+        # Its length is set by `commit`.
+        shape, chunk = (2**40, *self._like.observation.shape), (self._chunk, *self._like.observation.shape)
+        self._observations = _create(self.path / "observation", shape, chunk, self._like.observation.dtype)
+        self._new_buffer()
+
+    def _new_buffer(self) -> None:
+        self._buffer = TimeStep(*(np.empty((self._chunk, *value.shape), value.dtype) for value in self._like))
+
+    def _flush(self, rows: int) -> None:
+        """Hands the buffer's first rows to the writers."""
+        start = (self.rows - 1) // self._chunk * self._chunk
+        self._small.append(self._buffer._replace(observation=None))
+        write = self._observations[start : start + rows].write(self._buffer.observation[:rows])
+        self._pending.append(write)
+        self._new_buffer()
+        while len(self._pending) > PENDING_CHUNKS:
+            _wait(self._pending.popleft(), self.path)
+
+    def finish(self) -> None:
+        """Hands over what is left. The segment may be committed then, on any thread; nothing more is appended."""
+        if self.rows and self.rows % self._chunk:
+            self._flush(self.rows % self._chunk)
+
+    def commit(self) -> str:
+        """Completes the segment; returns the SHA-256 of its `segment.json`.
+
+        Raises:
+          OSError: if it cannot be written.
+        """
+        while self._pending:
+            _wait(self._pending.popleft(), self.path)
+        shape = (self.rows, *self._like.observation.shape)
+        _wait(self._observations.resize(exclusive_max=shape, resize_metadata_only=True), self.path)
+        for name in ("action_tm1", "r_t", "terminated", "first"):
+            values = np.concatenate([getattr(buffer, name) for buffer in self._small])[: self.rows]
+            chunk = (min(self.rows, MAX_CHUNK), *values.shape[1:])
+            _wait(_create(self.path / name, values.shape, chunk, values.dtype).write(values), self.path)
+        group = {"zarr_format": 3, "node_type": "group", "attributes": {"first_row": int(self.path.name)}}
+        write_durably(self.path / "zarr.json", json.dumps(group).encode())
+        files = sorted(path for path in self.path.rglob("*") if path.is_file())
+        hashes = {path.relative_to(self.path).as_posix(): sha256(path) for path in files}
+        text = json.dumps({"rows": self.rows, "files": hashes}, indent=1).encode()
+        write_durably(self.path / SEGMENT, text)
+        return hashlib.sha256(text).hexdigest()
+
+
+def _create(path: Path, shape, chunk, dtype):
+    metadata = {
+        "shape": shape,
+        "data_type": np.dtype(dtype).name,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
+        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, COMPRESSION],
+        "dimension_names": ["row", "game", *(f"axis_{i}" for i in range(len(shape) - 2))],
+    }
+    # One thread: the games and the learner need the others.
+    context = {"data_copy_concurrency": {"limit": 1}, "file_io_concurrency": {"limit": 2}}
+    store = {"driver": "file", "path": str(path)}
+    spec = {"driver": "zarr3", "kvstore": store, "metadata": metadata, "context": context, "create": True}
+    return _wait(tensorstore.open(spec), path)
+
+
+def _wait(future, path: Path):
+    try:
+        return getattr(future, "commit", future).result()
+    except Exception as error:  # TensorStore's errors are of several kinds
+        raise OSError(f"Cannot write {path}: {str(error).partition(' [')[0]}") from error
+
+
+class Log:
+    """Reads rows of consecutive segments, piece by piece.
+
+    Args:
+      paths: directories of the segments, in order.
+    """
+
+    def __init__(self, paths):
+        self._segments = [(int(path.name), json.loads((path / SEGMENT).read_bytes())["rows"], path) for path in paths]
+        self.first_row = self._segments[0][0] if self._segments else 0
+        self.end = sum(self._segments[-1][:2]) if self._segments else 0  # exclusive
+
+    def pieces(self, start: int, stop: int):
+        """Yields (row, `TimeStep` of arrays [rows, N, ...]) from `start` to before `stop`, each of a chunk or less.
+
+        Raises:
+          IndexError: if the log lacks some of these rows.
+        """
+        if not self.first_row <= start <= stop <= self.end:
+            raise IndexError(f"The log holds the rows {self.first_row} to {self.end}, not {start} to {stop}.")
+        for first, rows, path in self._segments:
+            low, high = max(start - first, 0), min(stop - first, rows)
+            if low >= high:
+                continue
+            arrays = TimeStep(*(_open(path / name) for name in TimeStep._fields))
+            chunk = arrays.observation.chunk_layout.read_chunk.shape[0]
+            while low < high:
+                end = min(high, (low // chunk + 1) * chunk)
+                yield first + low, TimeStep(*(array[low:end].read().result() for array in arrays))
+                low = end
+
+
+def _open(path: Path):
+    return tensorstore.open({"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}).result()
+
+
+def verify_segment(path: Path, digest: str) -> None:
+    """Raises DamagedError, naming the file, unless every file of a segment is as it was written."""
+    verify(path / SEGMENT, digest)
+    for name, file_digest in json.loads((path / SEGMENT).read_bytes())["files"].items():
+        verify(path / name, file_digest)
+
+
+def verify(path: Path, digest: str) -> None:
+    """Raises DamagedError unless a file is there and has this SHA-256."""
+    try:
+        found = sha256(path)
+    except OSError as error:
+        raise DamagedError(f"{path} is missing or unreadable") from error
+    if found != digest:
+        raise DamagedError(f"{path} is not what was written there")
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Writes a file at once or not at all; it outlasts a power failure."""
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Makes names of files and directories in it outlast a power failure."""
+    directory = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -1,0 +1,43 @@
+"""Runs `scripts/train.py` and dies as by `kill -9`, before or after the n-th call of a function.
+
+python tests/killed.py agents.logger:Logger.write 40 --game Pong ...
+"""
+
+import importlib
+import os
+import signal
+import sys
+
+
+def arm(target: str, count: int) -> None:
+    """Replaces `module:name`: half of the calls die before it does its work, half after."""
+    module, _, path = target.partition(":")
+    *owners, name = path.split(".")
+    owner = importlib.import_module(module)
+    for part in owners:
+        owner = getattr(owner, part)
+    function, calls = getattr(owner, name), 0
+
+    def dying(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == count and count % 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = function(*args, **kwargs)
+        if calls == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, name, dying)
+
+
+if __name__ == "__main__":
+    target, count, *flags = sys.argv[1:]
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    import conftest  # noqa: F401, the same XLA flags
+
+    from scripts import train
+
+    if target != "-":
+        arm(target, int(count))
+    sys.exit(train.main(flags))

@@ -1,0 +1,281 @@
+"""Checkpoints and the replay log: what is written comes back, and what is damaged is found and named."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from agents import checkpoint as checkpoints
+from agents.checkpoint import Checkpoint, Checkpointer, flatten, newest
+from agents.environments import Atari, Gymnasium
+from agents.games import Games
+from replay import log
+from replay.log import DamagedError, Log, SegmentWriter
+from replay.ring import TimeStep
+
+
+def row(number, num_envs=3):
+    """A row that tells its number."""
+    rng = np.random.default_rng(number)
+    return TimeStep(
+        rng.integers(0, 18, num_envs, np.int32),
+        rng.random(num_envs, np.float32),
+        rng.random(num_envs) < 0.5,
+        rng.random(num_envs) < 0.5,
+        rng.integers(0, 255, (num_envs, 4, 5), np.uint8),
+    )
+
+
+def assert_rows(pieces, start, stop):
+    """The pieces are the rows from start to stop, in order."""
+    expected = start
+    for first, piece in pieces:
+        assert first == expected
+        for i in range(len(piece.first)):
+            jax.tree.map(np.testing.assert_array_equal, TimeStep(*(array[i] for array in piece)), row(expected))
+            expected += 1
+    assert expected == stop
+
+
+def write_segment(path, rows):
+    writer = SegmentWriter(path)
+    for number in range(int(path.name), int(path.name) + rows):
+        writer.append(row(number))
+    writer.finish()
+    return writer.commit()
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 300, 10**6], ids=["a row", "a few rows", "all rows"])
+def test_log_gives_back_its_rows(tmp_path, monkeypatch, chunk_bytes):
+    """Whatever the chunks and whatever part is asked for; another reader of Zarr would find the same."""
+    monkeypatch.setattr(log, "CHUNK_BYTES", chunk_bytes)
+    paths = [tmp_path / f"{start:012d}" for start in (0, 7, 20)]
+    for path, rows in zip(paths, (7, 13, 1), strict=True):
+        digest = write_segment(path, rows)
+        log.verify_segment(path, digest)
+    whole = Log(paths)
+    assert (whole.first_row, whole.end) == (0, 21)
+    for start, stop in ((0, 21), (3, 15), (6, 8), (20, 21), (5, 5)):
+        assert_rows(whole.pieces(start, stop), start, stop)
+    assert_rows(Log(paths[1:]).pieces(9, 21), 9, 21)
+    with pytest.raises(IndexError, match="holds the rows 7 to 21, not 6 to 9"):
+        list(Log(paths[1:]).pieces(6, 9))
+    metadata = json.loads((paths[0] / "observation/zarr.json").read_text())
+    assert metadata["shape"] == [7, 3, 4, 5] and metadata["dimension_names"][:2] == ["row", "game"]
+    assert json.loads((paths[1] / "zarr.json").read_text())["attributes"] == {"first_row": 7}
+
+
+def test_a_slow_disk_holds_the_games_up_instead_of_filling_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(log, "CHUNK_BYTES", 60)
+    writer = SegmentWriter(tmp_path / f"{0:012d}")
+    for number in range(50):
+        writer.append(row(number))
+        assert len(writer._pending) <= log.PENDING_CHUNKS
+
+
+STATE = {"key": jax.random.key(3), "counts": jnp.arange(3), "nested": (jnp.float32(1.5), {"half": jnp.bfloat16(2)})}
+
+
+def save_some(run_dir, steps=(10, 20, 30), keep_replay=False):
+    """Checkpoints with ten new rows each, of which the last fifteen are needed."""
+    checkpointer = Checkpointer(run_dir, keep_replay)
+    checkpointer.resume()
+    for step in steps:
+        for number in range(checkpointer.rows, checkpointer.rows + 10):
+            checkpointer.append(row(number))
+        state = {**STATE, "counts": STATE["counts"] + step}
+        checkpointer.save(step, flatten("state", state), {"step": step}, rows=15)
+    checkpointer.close()
+    return run_dir
+
+
+def test_checkpoints_give_back_what_was_saved(tmp_path):
+    """The last two are kept, and the segments that one of them needs."""
+    run_dir = save_some(tmp_path, (10, 20, 30, 40))
+    assert [path.name for path in checkpoints.checkpoints(run_dir)] == ["40", "30"]
+    latest = newest(run_dir)
+    assert (latest.agent_steps, latest.rows, latest.progress) == (40, 40, {"step": 40})
+    restored = latest.restore("state", STATE)
+    assert jax.tree.structure(restored) == jax.tree.structure(STATE)
+    np.testing.assert_array_equal(restored["counts"], [40, 41, 42])
+    assert jnp.array_equal(jax.random.key_data(restored["key"]), jax.random.key_data(STATE["key"]))
+    assert restored["nested"][1]["half"].dtype == jnp.bfloat16
+    assert sorted(path.name for path in (run_dir / "replay").iterdir()) == [f"{start:012d}" for start in (10, 20, 30)]
+    assert_rows(latest.read_rows(25), 25, 40)
+    with pytest.raises(ValueError, match=r"int32\[3\] for state/counts, not float32\[2\]"):
+        latest.restore("state", {"counts": jnp.zeros(2)})
+
+
+def test_a_whole_log_is_kept_on_demand(tmp_path):
+    latest = newest(save_some(tmp_path, (10, 20, 30, 40), keep_replay=True))
+    assert_rows(latest.read_rows(0), 0, 40)
+
+
+def test_saving_again_at_the_same_step_changes_only_what_is_said_about_it(tmp_path):
+    checkpointer = Checkpointer(save_some(tmp_path, (10,)))
+    assert checkpointer.resume().progress == {"step": 10}
+    checkpointer.save(10, flatten("state", STATE), {"step": "again"}, rows=15)
+    checkpointer.close()
+    latest = newest(tmp_path)
+    latest.verify()
+    assert latest.progress == {"step": "again"} and latest.rows == 10
+    np.testing.assert_array_equal(latest.restore("state", STATE)["counts"], [10, 11, 12])
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "bit of the state": lambda run: flip(run / "checkpoints/30/state.safetensors"),
+    "state gone": lambda run: (run / "checkpoints/30/state.safetensors").unlink(),
+    "manifest cut": lambda run: (run / "checkpoints/30/manifest.json").write_text('{"format": 1, "rows"'),
+    "manifest gone": lambda run: (run / "checkpoints/30/manifest.json").unlink(),
+    "bit of a frame": lambda run: flip(run / "replay/000000000020/observation/c/0/0/0/0"),
+    "segment gone": lambda run: shutil.rmtree(run / "replay/000000000020"),
+    "list of a segment": lambda run: flip(run / "replay/000000000020/segment.json"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, damage):
+    run_dir, told = save_some(tmp_path), []
+    damage(run_dir)
+    checkpointer = Checkpointer(run_dir)
+    checkpoint = checkpointer.resume(told.append)
+    checkpointer.close()
+    assert checkpoint.agent_steps == 20 and len(told) == 1
+    assert "at 30 agent steps is damaged" in told[0] and any(name in told[0] for name in ("30/", "000000000020"))
+    assert (run_dir / "checkpoints/damaged-30").is_dir()
+    assert sorted(path.name for path in (run_dir / "replay").iterdir()) == ["000000000000", "000000000010"]
+    save_some(run_dir, (30,))  # goes on as if it had never been
+    assert_rows(newest(run_dir).read_rows(15), 15, 30)
+
+
+def test_no_intact_checkpoint_changes_nothing(tmp_path):
+    run_dir = save_some(tmp_path)
+    flip(run_dir / "replay/000000000010/r_t/c/0/0")  # both checkpoints need it
+    before = sorted(run_dir.rglob("*"))
+    checkpointer = Checkpointer(run_dir)
+    with pytest.raises(DamagedError, match="No checkpoint .* is intact"):
+        checkpointer.resume(lambda text: None)
+    checkpointer.close()
+    assert sorted(run_dir.rglob("*")) == before
+    assert newest(run_dir, verified=True).agent_steps == 30  # to evaluate, the replay need not be intact
+
+
+def test_what_an_interrupted_write_left_is_removed(tmp_path):
+    run_dir = save_some(tmp_path)
+    for path in ("checkpoints/40.partial", "replay/000000000030/observation"):
+        (run_dir / path).mkdir(parents=True)
+    checkpointer = Checkpointer(run_dir)
+    assert checkpointer.resume().agent_steps == 30
+    checkpointer.close()
+    assert not (run_dir / "checkpoints/40.partial").exists() and not (run_dir / "replay/000000000030").exists()
+
+
+def test_paths_in_a_manifest_cannot_escape(tmp_path):
+    run_dir = save_some(tmp_path / "run")
+    path = run_dir / "checkpoints/30/manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"segments": {"../../secret": "0"}}))
+    with pytest.raises(DamagedError, match="strange segments"):
+        Checkpoint(path.parent)
+
+
+def test_a_failed_write_is_told_soon_and_again_at_the_end(tmp_path, monkeypatch):
+    """A full disk: the next row says so, and the checkpoints before stay whole."""
+    run_dir = save_some(tmp_path)
+    checkpointer = Checkpointer(run_dir)
+    checkpointer.resume()
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "write_durably", full)
+    checkpointer.append(row(30))
+    checkpointer.save(40, flatten("state", STATE), {}, rows=15)
+    checkpointer._committing.exception()
+    with pytest.raises(OSError, match="No space left"):
+        checkpointer.append(row(31))
+    checkpointer.close()
+    monkeypatch.undo()
+    checkpointer = Checkpointer(run_dir)
+    assert checkpointer.resume().agent_steps == 30
+    checkpointer.close()
+
+
+# Games
+
+
+def play(games, steps, seed):
+    """Plays with random actions; returns all that the games gave, and the observation now."""
+    rng, seen, observation = np.random.default_rng(seed), [], None
+    for _ in range(steps):
+        games.send(rng.integers(0, 2, 3).astype(np.int32))
+        observation, *rest = games.recv()
+        seen.append([observation.copy(), *rest])
+    return seen, observation
+
+
+ENVIRONMENTS = {
+    "atari": Atari("Breakout", max_episode_frames=100),
+    "gymnasium": Gymnasium("CartPole-v1", stack=2),
+    "minatar": Gymnasium("MinAtar/Freeway-v1", kwargs={"sticky_action_prob": 0.3}),
+}
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS.values(), ids=ENVIRONMENTS)
+@pytest.mark.parametrize("steps", [0, 1, 26, 100, 333])
+def test_games_are_restored_from_their_seeds_and_actions(environment, steps):
+    """Before and after some of them have been given new seeds; what follows is the same."""
+    games, copy = (Games(environment, 3, (5,), reseed_every_steps=150) for _ in range(2))
+    start = games.reset()
+    _, observation = play(games, steps, 0)
+    saved = {name: np.array(value) for name, value in games.save().items()}
+    np.testing.assert_array_equal(copy.restore(saved), start if steps == 0 else observation)
+    expected, _ = play(games, 120, 1)
+    found, _ = play(copy, 120, 1)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    if steps == 333 and environment is not ENVIRONMENTS["minatar"]:  # its episodes last longer
+        assert saved["seeded_at"].min() > 0 and len(saved["actions"]) < 200
+    for each in (games, copy):
+        each.close()
+
+
+def test_new_seeds_do_not_depend_on_when_games_were_saved():
+    games, copy = (Games(ENVIRONMENTS["gymnasium"], 3, (5,), reseed_every_steps=150) for _ in range(2))
+    games.reset()
+    expected, _ = play(games, 200, 0)
+    copy.reset()
+    rng, found = np.random.default_rng(0), []
+    for _ in range(200):
+        saved = {name: np.array(value) for name, value in copy.save().items()}
+        copy = Games(ENVIRONMENTS["gymnasium"], 3, (5,), reseed_every_steps=150)
+        copy.restore(saved)
+        copy.send(rng.integers(0, 2, 3).astype(np.int32))
+        found.append(list(copy.recv()))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_games_that_depend_on_more_than_seeds_are_told():
+    """What they show after their actions is not what was seen."""
+    from agents.actor import Actor
+
+    act = lambda params, observation, key, epsilon: np.zeros(len(observation), np.int32)
+    actor = Actor(ENVIRONMENTS["gymnasium"], 3, act, 5)
+    actor.reset()
+    for _ in range(5):
+        actor.send(None, 0.0)
+        actor.recv()
+    saved = jax.tree.map(np.array, actor.save())
+    assert actor.restore(saved)
+    assert not actor.restore({**saved, "observation": saved["observation"] + 1})
+    assert SimpleNamespace(first=actor.reset().first).first.all()
+    actor.close()
