@@ -101,10 +101,10 @@ class Checkpoint:
 
         return jax.tree_util.tree_map_with_path(leaf, like)
 
-    def read_rows(self, start: int):
-        """Yields (row, `TimeStep` of arrays [rows, N, ...]) from the row `start` to the last."""
-        paths = [self._replay / name for name in self.segments]
-        yield from log.Log(paths).pieces(start, self.rows)
+    @property
+    def log(self) -> log.Log:
+        """The rows that the replay needs; with `--log_replay` all that there ever were."""
+        return log.Log([self._replay / name for name in self.segments])
 
 
 def _name(path) -> str:
@@ -260,8 +260,8 @@ class Checkpointer:
 
     def _prune(self, keep) -> None:
         for path in self._replay.glob("[0-9]*"):
-            if path.name not in keep:
-                shutil.rmtree(path)
+            if path.stem not in keep:
+                log.remove_segment(path)
 
     def _wait(self) -> None:
         if self._committing is not None:

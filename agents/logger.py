@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.plugins.hparams import summary_v2 as hparams
 from tensorboard.plugins.scalar import summary_v2 as scalar
 from tensorboard.plugins.text import summary_v2 as text
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 METRICS = "metrics.jsonl"
 
@@ -42,7 +43,10 @@ class Logger:
             else:
                 os.truncate(self._run_dir / name, offsets[name])
         self._jsonl = (self._run_dir / METRICS).open("a")
-        self._events = EventFileWriter(str(self._run_dir))
+        # Written as they come: TensorBoard's own EventFileWriter has a thread for it, where errors are hard to catch.
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+        self._events = RecordWriter(self._run_dir.joinpath(name).open("ab"))
+        self._events.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
 
     def _files(self):
         return [*self._run_dir.glob("events.out.tfevents.*"), *self._run_dir.glob(METRICS)]
@@ -64,7 +68,7 @@ class Logger:
         self._add(hparams.hparams_pb(values, trial_id=str(self._run_dir)), 0)
 
     def _add(self, summary, step: int) -> None:
-        self._events.add_event(Event(summary=summary, step=step, wall_time=time.time()))
+        self._events.write(Event(summary=summary, step=step, wall_time=time.time()).SerializeToString())
 
     def flush(self) -> None:
         """Makes all that was written visible to readers."""
@@ -81,8 +85,10 @@ class Logger:
 
     def close(self) -> None:
         """Flushes and closes the files."""
-        self._jsonl.close()
-        self._events.close()
+        try:
+            self._jsonl.close()
+        finally:
+            self._events.close()
 
 
 def _number(value: str):

@@ -204,7 +204,7 @@ class Trainer:
             self._sums["not_finite"] = {name.removeprefix("not_finite/"): self._sums.pop(name) for name in names}
         priorities = checkpoint.restore("priorities", self.replay_state.priorities)
         rows = min(checkpoint.rows, self.experiment.replay.num_rows(self.experiment.num_envs))
-        pieces = checkpoint.read_rows(checkpoint.rows - rows)
+        pieces = checkpoint.log.pieces(checkpoint.rows - rows, checkpoint.rows)
         self.replay_state = self.experiment.replay.restore(self.replay_state, pieces, priorities)
 
 

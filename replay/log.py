@@ -1,8 +1,8 @@
 """The replay log: every row that enters the replay, on disk, compressed, in immutable segments.
 
-replay/000000000000/    the rows from 0 on: a Zarr group (version 3), an array [rows, N, ...] per field of `TimeStep`
-           segment.json   written last: its rows, and the SHA-256 of all other files
-       000000031250/    the rows that follow
+replay/000000000000/        the rows from 0 on: a Zarr 3 group with an array [rows, N, ...] per field of `TimeStep`
+       000000000000.json    written last: how many rows, and the SHA-256 of all files
+       000000031250/        the rows that follow
        ...
 
 A segment is what was stored between two checkpoints; until a checkpoint names it, it does not count. Atari frames take
@@ -18,6 +18,7 @@ import collections
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,6 @@ import tensorstore
 from replay.ring import TimeStep
 
 DIRECTORY = "replay"
-SEGMENT = "segment.json"
 CHUNK_BYTES = 8 * 2**20  # of observations, before compression: what is held in memory, and read at a time
 MAX_CHUNK = 2**16  # rows
 PENDING_CHUNKS = 2  # that may wait for the disk before the games do
@@ -95,7 +95,7 @@ class SegmentWriter:
             self._flush(self.rows % self._chunk)
 
     def commit(self) -> str:
-        """Completes the segment; returns the SHA-256 of its `segment.json`.
+        """Completes the segment; returns the SHA-256 of the file that lists its files.
 
         Raises:
           OSError: if it cannot be written.
@@ -113,7 +113,7 @@ class SegmentWriter:
         files = sorted(path for path in self.path.rglob("*") if path.is_file())
         hashes = {path.relative_to(self.path).as_posix(): sha256(path) for path in files}
         text = json.dumps({"rows": self.rows, "files": hashes}, indent=1).encode()
-        write_durably(self.path / SEGMENT, text)
+        write_durably(listing(self.path), text)
         return hashlib.sha256(text).hexdigest()
 
 
@@ -139,6 +139,17 @@ def _wait(future, path: Path):
         raise OSError(f"Cannot write {path}: {str(error).partition(' [')[0]}") from error
 
 
+def listing(path: Path) -> Path:
+    """The file that lists a segment's files."""
+    return path.with_suffix(".json")
+
+
+def remove_segment(path: Path) -> None:
+    """Removes a segment, whatever there is of it."""
+    listing(path).unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
+
+
 class Log:
     """Reads rows of consecutive segments, piece by piece.
 
@@ -147,7 +158,7 @@ class Log:
     """
 
     def __init__(self, paths):
-        self._segments = [(int(path.name), json.loads((path / SEGMENT).read_bytes())["rows"], path) for path in paths]
+        self._segments = [(int(path.name), json.loads(listing(path).read_bytes())["rows"], path) for path in paths]
         self.first_row = self._segments[0][0] if self._segments else 0
         self.end = sum(self._segments[-1][:2]) if self._segments else 0  # exclusive
 
@@ -177,8 +188,8 @@ def _open(path: Path):
 
 def verify_segment(path: Path, digest: str) -> None:
     """Raises DamagedError, naming the file, unless every file of a segment is as it was written."""
-    verify(path / SEGMENT, digest)
-    for name, file_digest in json.loads((path / SEGMENT).read_bytes())["files"].items():
+    verify(listing(path), digest)
+    for name, file_digest in json.loads(listing(path).read_bytes())["files"].items():
         verify(path / name, file_digest)
 
 

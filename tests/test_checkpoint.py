@@ -93,6 +93,13 @@ def save_some(run_dir, steps=(10, 20, 30), keep_replay=False):
     return run_dir
 
 
+def segments(run_dir):
+    """First rows of the segments, each of which has a directory and a list."""
+    names = sorted(path.name for path in (run_dir / "replay").iterdir())
+    assert names[1::2] == [f"{name}.json" for name in names[::2]]
+    return [int(name) for name in names[::2]]
+
+
 def test_checkpoints_give_back_what_was_saved(tmp_path):
     """The last two are kept, and the segments that one of them needs."""
     run_dir = save_some(tmp_path, (10, 20, 30, 40))
@@ -104,15 +111,15 @@ def test_checkpoints_give_back_what_was_saved(tmp_path):
     np.testing.assert_array_equal(restored["counts"], [40, 41, 42])
     assert jnp.array_equal(jax.random.key_data(restored["key"]), jax.random.key_data(STATE["key"]))
     assert restored["nested"][1]["half"].dtype == jnp.bfloat16
-    assert sorted(path.name for path in (run_dir / "replay").iterdir()) == [f"{start:012d}" for start in (10, 20, 30)]
-    assert_rows(latest.read_rows(25), 25, 40)
+    assert segments(run_dir) == [10, 20, 30]
+    assert_rows(latest.log.pieces(25, 40), 25, 40)
     with pytest.raises(ValueError, match=r"int32\[3\] for state/counts, not float32\[2\]"):
         latest.restore("state", {"counts": jnp.zeros(2)})
 
 
 def test_a_whole_log_is_kept_on_demand(tmp_path):
     latest = newest(save_some(tmp_path, (10, 20, 30, 40), keep_replay=True))
-    assert_rows(latest.read_rows(0), 0, 40)
+    assert_rows(latest.log.pieces(0, 40), 0, 40)
 
 
 def test_saving_again_at_the_same_step_changes_only_what_is_said_about_it(tmp_path):
@@ -139,7 +146,7 @@ DAMAGES = {
     "manifest gone": lambda run: (run / "checkpoints/30/manifest.json").unlink(),
     "bit of a frame": lambda run: flip(run / "replay/000000000020/observation/c/0/0/0/0"),
     "segment gone": lambda run: shutil.rmtree(run / "replay/000000000020"),
-    "list of a segment": lambda run: flip(run / "replay/000000000020/segment.json"),
+    "list of a segment": lambda run: flip(run / "replay/000000000020.json"),
 }
 
 
@@ -153,9 +160,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, dama
     assert checkpoint.agent_steps == 20 and len(told) == 1
     assert "at 30 agent steps is damaged" in told[0] and any(name in told[0] for name in ("30/", "000000000020"))
     assert (run_dir / "checkpoints/damaged-30").is_dir()
-    assert sorted(path.name for path in (run_dir / "replay").iterdir()) == ["000000000000", "000000000010"]
+    assert segments(run_dir) == [0, 10]
     save_some(run_dir, (30,))  # goes on as if it had never been
-    assert_rows(newest(run_dir).read_rows(15), 15, 30)
+    assert_rows(newest(run_dir).log.pieces(15, 30), 15, 30)
 
 
 def test_no_intact_checkpoint_changes_nothing(tmp_path):

@@ -102,7 +102,7 @@ def finished(tmp_path_factory):
 
 FILES = ["config.gin", "manifest.json", "metrics.jsonl"]
 FILES += ["checkpoints/400/manifest.json", "checkpoints/400/state.safetensors"]
-FILES += ["replay/000000000000/segment.json", "replay/000000000000/zarr.json", "replay/000000000000/r_t/zarr.json"]
+FILES += ["replay/000000000000.json", "replay/000000000000/zarr.json", "replay/000000000000/r_t/zarr.json"]
 BYTES = edits_with(st.binary(min_size=1, max_size=6))
 
 

@@ -28,7 +28,7 @@ def state(run_dir):
     newest.verify()
     report = newest.progress["report"]
     arrays = newest.arrays("")
-    for row, piece in newest.read_rows(int(min(newest.segments))):
+    for row, piece in newest.log.pieces(newest.log.first_row, newest.rows):
         arrays |= {f"{name}/{row + i}": array[i] for name, array in piece._asdict().items() for i in range(len(array))}
     return arrays, [newest.rows, newest.progress["owes_evaluation"], report["last"][1:], report["recent"]]
 
