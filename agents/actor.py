@@ -45,7 +45,7 @@ class Actor:
         self._observation = self.games.reset()
         self._returns[:], self._lengths[:] = 0, 0
         n = len(self._returns)
-        self._actions, self._over = np.zeros(n, np.int32), np.zeros(n, bool)
+        self._actions = np.zeros(n, np.int32)
         return TimeStep(
             self._actions, np.zeros(n, np.float32), np.zeros(n, bool), np.ones(n, bool), self._observation[:, -1]
         )
@@ -58,22 +58,21 @@ class Actor:
 
     def recv(self) -> tuple[TimeStep, list[Episode]]:
         """Waits for the games; returns what they gave and the episodes that ended."""
+        first = self.games.over  # these use this step to reset
         self._observation, reward, terminated, truncated = self.games.recv()
-        first = self._over  # games that were over have used this step to reset
         self._returns = np.where(first, 0.0, self._returns + reward)
         self._lengths = np.where(first, 0, self._lengths + 1)
-        self._over = terminated | truncated
         episodes = [
             Episode(float(self._returns[game]), int(self._lengths[game]), int(game))
-            for game in np.flatnonzero(self._over)
+            for game in np.flatnonzero(self.games.over)
         ]
         step = TimeStep(self._actions, reward.astype(np.float32), terminated, first, self._observation[:, -1])
         return step, episodes
 
     def save(self) -> dict:
         """What `restore` needs: a tree of arrays."""
-        own = {"returns": self._returns, "lengths": self._lengths, "over": self._over}
-        return {**own, "observation": self._observation, "games": self.games.save()}
+        own = {"returns": self._returns, "lengths": self._lengths, "observation": self._observation}
+        return {**own, "games": self.games.save()}
 
     def restore(self, saved: dict) -> bool:
         """Goes on where `save` was called; returns whether the games could be brought there.
@@ -81,7 +80,7 @@ class Actor:
         They cannot if they depend on more than seeds and actions: `reset` is to be called then.
         """
         self._returns, self._lengths = saved["returns"].copy(), saved["lengths"].copy()
-        self._over, self._observation = saved["over"], saved["observation"]
+        self._observation = saved["observation"]
         return np.array_equal(self.games.restore(saved["games"]), self._observation)
 
     def close(self) -> None:

@@ -8,9 +8,12 @@ replay/<first row>/                           the rows that came since the check
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
+import hashlib
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +48,14 @@ class Checkpoint:
         self.path, self._replay = path, path.parents[1] / log.DIRECTORY
         try:
             manifest = {"format": 0} if (path / ORBAX).exists() else json.loads((path / MANIFEST).read_bytes())
+            digest = manifest.pop("sha256", None)
             if manifest["format"] != FORMAT:
                 raise ConfigError(
                     f"{path} has the format {manifest['format']}, and this version reads {FORMAT}. Go on with the "
                     "version that wrote it (git_commit in the run's manifest.json), or train in another --run_dir."
                 )
+            if digest != _digest(manifest):
+                raise ValueError
             self.progress: dict[str, Any] = manifest["progress"]
             self.rows: int = manifest["rows"]  # that entered the replay so far
             self.segments: dict[str, str] = manifest["segments"]  # names, in order, and their hashes
@@ -85,7 +91,7 @@ class Checkpoint:
           like: a tree of the same structure; its leaves need a shape and a type.
 
         Raises:
-          ValueError: if it does not fit what was saved.
+          ConfigError: if it does not fit what was saved.
         """
         saved = self.arrays(f"{name}/")
 
@@ -96,7 +102,7 @@ class Checkpoint:
                 return jax.random.wrap_key_data(jnp.asarray(array))
             if array is None or array.shape != shape or array.dtype != dtype:
                 found = "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
-                raise ValueError(f"{self.path} has {found} for {name}/{_name(path)}, not {dtype}{list(shape)}.")
+                raise ConfigError(f"{self.path} has {found} for {name}/{_name(path)}, not {dtype}{list(shape)}.")
             return jnp.array(array)
 
         return jax.tree_util.tree_map_with_path(leaf, like)
@@ -105,6 +111,10 @@ class Checkpoint:
     def log(self) -> log.Log:
         """The rows that the replay needs; with `--log_replay` all that there ever were."""
         return log.Log([self._replay / name for name in self.segments])
+
+
+def _digest(manifest: dict) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _name(path) -> str:
@@ -134,9 +144,15 @@ def newest(run_dir, verified: bool = False) -> Checkpoint | None:
             if verified:
                 checkpoint.verify(replay=False)
             return checkpoint
-        except DamagedError:
-            continue
+        except DamagedError as error:
+            if verified:
+                print(f"WARNING: {path} is damaged: {error}.", file=sys.stderr)
     return None
+
+
+def _write_manifest(directory: Path, manifest: dict) -> None:
+    text = json.dumps(manifest | {"sha256": _digest(manifest)}, indent=1)
+    write_durably(directory / MANIFEST, text.encode())
 
 
 class Checkpointer:
@@ -182,12 +198,14 @@ class Checkpointer:
                 f"{self._run_dir}; nothing in it has been changed."
             )
         for path in damaged:  # set aside, for whoever wants to know what happened
-            path.rename(path.with_name(f"damaged-{path.name}"))
+            aside = path.with_name(f"damaged-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
         self._segments = dict(checkpoint.segments) if checkpoint else {}
         self._begin_segment(checkpoint.rows if checkpoint else 0)
         for path in self._directory.glob("*.partial"):
             shutil.rmtree(path)
-        self._prune(self._segments)
+        self._prune(self._needed(checkpoints(self._run_dir)))
         return checkpoint
 
     def _begin_segment(self, row: int) -> None:
@@ -239,24 +257,28 @@ class Checkpointer:
         if directory.exists():
             there = Checkpoint(directory)
             if there.rows == manifest["rows"]:  # the same state: only what is said about it has changed
-                manifest["state_sha256"] = there.state_sha256
-                write_durably(directory / MANIFEST, json.dumps(manifest, indent=1).encode())
+                _write_manifest(directory, manifest | {"state_sha256": there.state_sha256})
             return  # else only resets of games came after it
         partial = directory.with_name(f"{agent_steps}.partial")
         partial.mkdir()
-        write_durably(partial / STATE, save(arrays))
-        manifest["state_sha256"] = log.sha256(partial / STATE)
-        write_durably(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
+        state = save(arrays)
+        write_durably(partial / STATE, state)
+        _write_manifest(partial, manifest | {"state_sha256": hashlib.sha256(state).hexdigest()})
         partial.rename(directory)
         log.sync_directory(self._directory)
 
-        needed_segments = set()
-        for i, path in enumerate(checkpoints(self._run_dir)):
-            if i < KEPT:
-                needed_segments |= Checkpoint(path).segments.keys()
-            else:
-                shutil.rmtree(path)
-        self._prune({*needed_segments, self._segment.path.name})  # the last is being written
+        kept = checkpoints(self._run_dir)
+        for path in kept[KEPT:]:
+            shutil.rmtree(path)
+        self._prune({*self._needed(kept[:KEPT]), self._segment.path.name})  # the last is being written
+
+    def _needed(self, paths) -> set[str]:
+        """Names of the segments of some checkpoints; of one that is damaged they are of no use."""
+        names = set()
+        for path in paths:
+            with contextlib.suppress(DamagedError):
+                names |= Checkpoint(path).segments.keys()
+        return names
 
     def _prune(self, keep) -> None:
         for path in self._replay.glob("[0-9]*"):

@@ -159,7 +159,7 @@ def _shown(file) -> str:
 def _parse(source: str, text: str) -> None:
     try:
         gin.parse_config(text)
-    except (ValueError, SyntaxError, NameError, AttributeError, ImportError, RuntimeError) as error:
+    except (ValueError, TypeError, SyntaxError, NameError, AttributeError, ImportError, RuntimeError) as error:
         raise ConfigError(f"{source}: {explain(str(error))}") from error
 
 

@@ -17,10 +17,9 @@ COMMAND_LINE = "command line"
 TRUSTED = (
     *("agents.dqn", "agents.environments", "agents.experiment", "agents.learner"),
     *("networks", "replay.ring", "replay.samplers", "sweeping.grid"),
-    *("optax", "flax.linen.initializers", "jax.nn.initializers", "jax._src.nn.initializers"),
 )
 ALLOW_IMPORT = "a package of yours that the config may import and name, may be repeated"
-GIN = ("__gin__", "gin.config")
+LIBRARIES = ("optax", "flax.linen.initializers", "jax.nn.initializers", "jax._src.nn.initializers")
 
 
 class ConfigError(ValueError):
@@ -70,9 +69,30 @@ class _Anything(config_parser.ParserDelegate):
         return macro_name
 
 
-def is_trusted(module: str, allow_import=()) -> bool:
-    """Whether a config may name what is in a module."""
-    return any(f"{module}.".startswith(f"{prefix}.") for prefix in (*TRUSTED, *GIN, *allow_import))
+def _inside(module: str, packages) -> bool:
+    return any(f"{module}.".startswith(f"{package}.") for package in packages)
+
+
+def _may_be_named(selector: str, allow_import) -> bool:
+    if selector in ("gin.macro", "gin.constant", "gin.singleton"):
+        return True
+    thing = gin_state._REGISTRY[selector].wrapped
+    module, name = getattr(thing, "__module__", None) or "", getattr(thing, "__name__", "_")
+    # Of this project classes only, which describe settings: its functions read and write files.
+    ours = _inside(module, TRUSTED) and inspect.isclass(thing) and not name.startswith("_")
+    return ours or _inside(module, (*LIBRARIES, *allow_import))
+
+
+def _references(value):
+    """All references in a value, those in the keys of dicts too, which gin calls as well."""
+    if isinstance(value, gin_state.ConfigurableReference):
+        yield value
+    elif isinstance(value, dict):
+        for pair in value.items():
+            yield from _references(pair)
+    elif isinstance(value, (list, tuple, set)):
+        for item in value:
+            yield from _references(item)
 
 
 def check_names(source: str, bindings: dict[Key, object], allow_import=()) -> None:
@@ -82,38 +102,33 @@ def check_names(source: str, bindings: dict[Key, object], allow_import=()) -> No
     """
     selectors = {key.selector for key in bindings}
     for value in bindings.values():
-        selectors |= {reference.configurable.selector for reference in gin_state.iterate_references(value)}
+        selectors |= {reference.configurable.selector for reference in _references(value)}
     for selector in sorted(selectors):
-        module = getattr(gin_state._REGISTRY[selector].wrapped, "__module__", None) or "an unknown module"
-        if not is_trusted(module, allow_import):
+        if not _may_be_named(selector, allow_import):
+            module = getattr(gin_state._REGISTRY[selector].wrapped, "__module__", None) or "an unknown module"
             raise ConfigError(f"{source} names {selector}, which is defined in {module}. {allow(module)}")
 
 
 def check_environment(name: str, allow_import=()) -> None:
     """Refuses the id of an environment that imports a module that is not allowed."""
     module, colon, _ = name.rpartition(":")
-    if colon and not is_trusted(module, allow_import):
+    if colon and not _inside(module, allow_import):
         raise ConfigError(f"The environment {name!r} imports {module}. {allow(module)}")
 
 
 def allow(module: str) -> str:
-    """How to allow a module."""
-    return (
-        "A config may name this project's parts and optax's, since whatever it names is called. If you trust it: "
-        f"--allow_import {module.partition('.')[0]}"
-    )
+    """What may be named, and how to allow a module."""
+    rule = "A config may name this project's classes and what is in optax, since whatever it names is called."
+    return rule if _inside(module, TRUSTED) else f"{rule} If you trust it: --allow_import {module.partition('.')[0]}"
 
 
 def check_statements(source: str, text: str, allow_import=()) -> None:
     """Refuses what gin would silently accept in one source, and imports of what it may not name."""
     seen: dict[tuple, int] = {}
-    try:
-        statements = list(config_parser.ConfigParser(text, _Anything()))
-    except SyntaxError:
-        return  # `_parse` reports it, with a hint
-    for statement in statements:
+    for statement in _statements(text):
         line = statement.location.line_num
-        if isinstance(statement, config_parser.ImportStatement) and not is_trusted(statement.module, allow_import):
+        importable = (*TRUSTED, *LIBRARIES, "__gin__.dynamic_registration", *allow_import)
+        if isinstance(statement, config_parser.ImportStatement) and not _inside(statement.module, importable):
             raise ConfigError(f"{source}, line {line} imports {statement.module}. {allow(statement.module)}")
         if isinstance(statement, config_parser.IncludeStatement):
             raise ConfigError(f"{source}, line {line}: include is not supported. Pass --gin_files once for each file.")
@@ -127,6 +142,14 @@ def check_statements(source: str, text: str, allow_import=()) -> None:
             seen[key] = line
 
 
+def _statements(text: str):
+    """Yields statements up to the first mistake of syntax, which gin reports when it comes there."""
+    try:
+        yield from config_parser.ConfigParser(text, _Anything())
+    except (SyntaxError, TypeError, RecursionError):
+        return
+
+
 def check_types(sources: dict[Key, str]) -> None:
     """Refuses plain values of another type than the parameter they are bound to is annotated with."""
     bound = current_bindings()
@@ -137,7 +160,7 @@ def check_types(sources: dict[Key, str]) -> None:
             continue
         value = bound[key]
         if isinstance(value, (bool, int, float, str, list, tuple, dict)) and not _fits(value, hint):
-            expected = getattr(hint, "__name__", hint)
+            expected = hint.__name__ if inspect.isclass(hint) else hint
             raise ConfigError(f"{source}: {key} = {value!r} is of the wrong type; it must be {expected}.")
 
 

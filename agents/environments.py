@@ -21,6 +21,8 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
+from agents.config_checks import ConfigError
+
 gymnasium.register_envs(ale_py)
 ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner per process
 
@@ -153,20 +155,20 @@ class Gymnasium:
             try:
                 from minatar.gym import register_envs
             except ImportError as error:
-                raise ValueError(f"{self.id} needs the extra: pip install -e '.[minatar]'") from error
+                raise ConfigError(f"{self.id} needs the extra: pip install -e '.[minatar]'") from error
             if self.id not in gymnasium.registry:
                 register_envs()
         try:
             render = {"render_mode": render_mode} if render_mode else {}
             env = gymnasium.make(self.id, disable_env_checker=True, **render, **self.kwargs)
         except (gymnasium.error.Error, ImportError, TypeError) as error:
-            raise ValueError(f"Cannot make the environment {self.id!r}: {error}") from error
+            raise ConfigError(f"Cannot make the environment {self.id!r}: {error}") from error
         if not isinstance(env.action_space, gymnasium.spaces.Discrete) or env.action_space.start != 0:
-            raise ValueError(
+            raise ConfigError(
                 f"{self.id} has the action space {env.action_space}; only Discrete actions can be trained."
             )
         if not isinstance(env.observation_space, gymnasium.spaces.Box):
-            raise ValueError(f"{self.id} has observations {env.observation_space}; only Box (arrays) can be trained.")
+            raise ConfigError(f"{self.id} has observations {env.observation_space}; only Box (arrays) can be trained.")
         return FrameStackObservation(env, self.stack, padding_type="zero")
 
     def make(self, num_envs: int):

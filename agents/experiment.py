@@ -72,6 +72,8 @@ class Experiment:
         for name in ("total_steps", "num_envs", *every, "eval_episodes"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"Experiment.{name} must be positive; got {getattr(self, name)}.")
+        if self.seed >= 2**32:
+            raise ValueError(f"Experiment.seed must be below 2^32; got {self.seed}.")
         for name in ("seed", "eval_every_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"Experiment.{name} must not be negative; got {getattr(self, name)}.")

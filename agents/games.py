@@ -34,20 +34,30 @@ class Games:
         self._every = max(1, reseed_every_steps // num_envs) if reseed_every_steps else 2**62
         self.count = 0  # steps so far, of all games together
         self._seeded_at = np.zeros(num_envs, np.int64)  # the count at each game's last seed
-        self._over = np.zeros(num_envs, bool)
+        self.over = np.zeros(num_envs, bool)  # which are to be reset in their next step
         self._actions: list[np.ndarray] = []  # [N] each, of the steps after the earliest seed
 
     def reset(self) -> np.ndarray:
         """Starts all games anew; returns observations [N, stack, ...]."""
-        self._seeded_at[:], self._over[:] = self.count, False
+        self._seeded_at[:], self.over = self.count, np.zeros_like(self.over)
         self._actions.clear()
-        return self._reseed(~self._over)
+        return self._reseed(~self.over)
 
     def _seeds(self) -> np.ndarray:
         """The seed of each game's interval, [N]."""
         intervals = self._seeded_at // self._every
         seeds = {interval: environments.seeds(len(intervals), *self._entropy, interval) for interval in set(intervals)}
         return np.array([seeds[interval][game] for game, interval in enumerate(intervals)])
+
+    def _call(self, function, **options):
+        try:
+            return function(**options)
+        except Exception as error:
+            cause = "".join(traceback.format_exception(error)).strip()
+            raise GameError(
+                f"A game has failed after {self.count:,} steps of all games. The same command goes on from the newest "
+                f"checkpoint, if there is one.\n{cause}"
+            ) from error
 
     def send(self, actions: np.ndarray) -> None:
         """Sets the games going; actions are [N]."""
@@ -60,16 +70,9 @@ class Games:
         Raises:
           GameError: if a game does.
         """
-        try:
-            observation, reward, terminated, truncated, _ = self._envs.recv()
-        except Exception as error:
-            cause = "".join(traceback.format_exception(error)).strip()
-            raise GameError(
-                f"A game has failed after {self.count:,} steps of all games. The same command goes on from the newest "
-                f"checkpoint, if there is one.\n{cause}"
-            ) from error
+        observation, reward, terminated, truncated, _ = self._call(self._envs.recv)
         self.count += 1
-        begun, self._over = self._over, terminated | truncated
+        begun, self.over = self.over, terminated | truncated
         due = begun & (self._seeded_at // self._every < self.count // self._every)
         if due.any():
             forgotten = self._seeded_at.min()
@@ -80,22 +83,22 @@ class Games:
 
     def _reseed(self, games: np.ndarray) -> np.ndarray:
         """Starts some games from their seeds; `games` [N] says which."""
-        observation, _ = self._envs.reset(seed=self._seeds()[games], options={"reset_mask": games})
+        observation, _ = self._call(self._envs.reset, seed=self._seeds()[games], options={"reset_mask": games})
         return observation
 
     def save(self) -> dict[str, np.ndarray]:
         """What `restore` needs."""
-        actions = np.array(self._actions, np.int32).reshape(-1, len(self._over))
-        return {"count": np.int64(self.count), "seeded_at": self._seeded_at, "over": self._over, "actions": actions}
+        actions = np.array(self._actions, np.int32).reshape(-1, len(self.over))
+        return {"count": np.int64(self.count), "seeded_at": self._seeded_at, "over": self.over, "actions": actions}
 
     def restore(self, saved: dict[str, np.ndarray]) -> np.ndarray:
         """Plays the games again, from their last seeds to where they were; returns their observations."""
         self.count, self._actions = int(saved["count"]), list(saved["actions"])
-        self._seeded_at, self._over = saved["seeded_at"].copy(), saved["over"].copy()
+        self._seeded_at, self.over = saved["seeded_at"].copy(), saved["over"].copy()
         observation = self._reseed(self._seeded_at >= 0)  # those seeded later start again when their time comes
         for count, actions in enumerate(self._actions, start=self._seeded_at.min() + 1):
             self._envs.send(actions)
-            observation, *_ = self._envs.recv()
+            observation, *_ = self._call(self._envs.recv)
             seeded = self._seeded_at == count
             if seeded.any():
                 observation = self._reseed(seeded)

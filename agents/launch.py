@@ -9,6 +9,8 @@ import os
 import sys
 from typing import NoReturn
 
+from agents.config_checks import ConfigError
+
 GIB = 2**30
 SETTINGS = {
     # glibc: allocate in huge pages, and keep what was freed instead of giving it back after each update.
@@ -45,6 +47,6 @@ def run(main) -> NoReturn:
         sys.exit(main())
     except KeyboardInterrupt:
         sys.exit(130)
-    except (ValueError, OSError, MemoryError, FloatingPointError) as error:
+    except (ConfigError, OSError, MemoryError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

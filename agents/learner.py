@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from agents.config_checks import ConfigError
+
 
 class TrainState(NamedTuple):
     """All that training changes."""
@@ -49,6 +51,8 @@ class Learner:
                 f"Learner.batch_size and .target_period_steps must be positive; got {self.batch_size} and "
                 f"{self.target_period_steps}."
             )
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise ValueError(f"Learner.max_grad_norm must be positive, or None; got {self.max_grad_norm}.")
         if self.num_devices < 1 or self.batch_size % self.num_devices:
             raise ValueError(
                 f"Learner.batch_size is {self.batch_size}; {self.num_devices} devices cannot share it equally. "
@@ -59,11 +63,11 @@ class Learner:
         """The devices that share each batch, along the axis "data"; None for one device.
 
         Raises:
-          ValueError: if the host has fewer.
+          ConfigError: if the host has fewer.
         """
         devices = jax.local_devices()
         if self.num_devices > len(devices):
-            raise ValueError(f"--mesh data={self.num_devices} asks for more devices than there are: {len(devices)}.")
+            raise ConfigError(f"--mesh data={self.num_devices} asks for more devices than there are: {len(devices)}.")
         return jax.sharding.Mesh(np.array(devices[: self.num_devices]), "data") if self.num_devices > 1 else None
 
     def transformation(self) -> optax.GradientTransformation:

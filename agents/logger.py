@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from tensorboard.plugins.text import summary_v2 as text
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 METRICS = "metrics.jsonl"
+EVENTS = re.compile(r"events\.out\.tfevents\.(\d+)\.[^/]*")
 
 
 class Logger:
@@ -33,7 +35,7 @@ class Logger:
 
     def __init__(self, run_dir: Path, frames_per_step: int, offsets: dict[str, int] | None = None):
         self._run_dir, self._frames_per_step = Path(run_dir), frames_per_step
-        offsets = offsets or {}
+        offsets = {name: size for name, size in (offsets or {}).items() if name == METRICS or EVENTS.fullmatch(name)}
         sizes = {path.name: path.stat().st_size for path in self._files()}
         for name in sizes.keys() | offsets.keys():
             if name not in offsets:
@@ -44,7 +46,9 @@ class Logger:
                 os.truncate(self._run_dir / name, offsets[name])
         self._jsonl = (self._run_dir / METRICS).open("a")
         # Written as they come: TensorBoard's own EventFileWriter has a thread for it, where errors are hard to catch.
-        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+        # It sorts them by name: a clock that was set back must not bring a later one before the others.
+        begun = [int(match[1]) + 1 for match in map(EVENTS.fullmatch, sizes) if match]
+        name = f"events.out.tfevents.{max(int(time.time()), *begun, 0):010d}.{socket.gethostname()}.{os.getpid()}"
         self._events = RecordWriter(self._run_dir.joinpath(name).open("ab"))
         self._events.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
 

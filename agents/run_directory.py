@@ -25,6 +25,7 @@ from pathlib import Path
 import jax
 
 from agents import config
+from replay.log import write_durably
 
 # Settings that may differ from one start to the next of the same run.
 MAY_CHANGE = {
@@ -86,19 +87,26 @@ def read_manifest(run_dir: Path) -> dict | None:
     if path.is_file():
         try:
             manifest = json.loads(path.read_text())
-            return manifest | {"settings": dict(manifest["settings"]), "num_envs": int(manifest["num_envs"])}
+            resumed = [dict(start) for start in manifest.get("resumed", [])]
+            checked = {"settings": dict(manifest["settings"]), "num_envs": int(manifest["num_envs"])}
+            return manifest | checked | ({"resumed": resumed} if resumed else {})
         except (ValueError, KeyError, TypeError) as error:
             raise config.ConfigError(f"{path} is damaged ({error!r}). Choose another --run_dir.") from error
     # What `create` had written when it was interrupted does not count.
-    unfinished = {LOCK, "config.gin", "operative_config.gin", f"{MANIFEST}.partial"}
+    names = ("config.gin", "operative_config.gin", MANIFEST)
+    unfinished = {LOCK, *names, *(f"{name}.partial" for name in names)}
     if run_dir.exists() and not (run_dir.is_dir() and {path.name for path in run_dir.iterdir()} <= unfinished):
         raise config.ConfigError(f"{run_dir} exists but holds no run (no manifest.json). Choose another --run_dir.")
     return None
 
 
-def refuse_other_settings(run_dir: Path, manifest: dict, settings: dict[str, str]) -> None:
-    """Raises ConfigError, naming the differences, if a run with other settings is in `run_dir`."""
-    old = manifest["settings"]
+def fixed(settings: dict[str, str]) -> dict[str, str]:
+    """The settings that a run keeps for life."""
+    return {name: value for name, value in settings.items() if name not in MAY_CHANGE}
+
+
+def refuse_other_settings(run_dir: Path, old: dict[str, str], settings: dict[str, str]) -> None:
+    """Raises ConfigError, naming the differences, if a run with other settings, `old`, is in `run_dir`."""
     different = [
         f"  {key} = {settings.get(key, '(unset)')}, but the run there has {old.get(key, '(unset)')}"
         for key in sorted((old.keys() | settings.keys()) - MAY_CHANGE)
@@ -134,11 +142,9 @@ def resume(run_dir: Path, manifest: dict, agent_steps: int, cfg: config.Config) 
 
 
 def _write(run_dir: Path, manifest: dict, cfg: config.Config) -> None:
-    (run_dir / "config.gin").write_text(cfg.text)
-    (run_dir / "operative_config.gin").write_text(cfg.operative_text)
-    partial = run_dir / f"{MANIFEST}.partial"
-    partial.write_text(json.dumps({**manifest, "settings": cfg.settings}, indent=2) + "\n")
-    partial.replace(run_dir / MANIFEST)
+    write_durably(run_dir / "config.gin", cfg.text.encode())
+    write_durably(run_dir / "operative_config.gin", cfg.operative_text.encode())
+    write_durably(run_dir / MANIFEST, (json.dumps({**manifest, "settings": cfg.settings}, indent=2) + "\n").encode())
 
 
 @contextlib.contextmanager

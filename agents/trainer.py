@@ -13,6 +13,7 @@ import psutil
 
 from agents import evaluation
 from agents.checkpoint import Checkpoint, flatten
+from agents.config_checks import ConfigError
 from agents.diagnosis import make_diagnose
 from agents.experiment import Experiment
 from agents.learner import make_update
@@ -30,6 +31,7 @@ class Trainer:
       experiment: all settings.
 
     Raises:
+      ConfigError: if the network does not fit the environment.
       MemoryError: if the replay cannot fit; nothing is allocated then.
     """
 
@@ -55,7 +57,10 @@ class Trainer:
         self._add = jax.jit(partial(x.replay.add, **window), donate_argnums=0)
 
         self._init = partial(jax.jit(partial(x.learner.init, self.network)), observation=observation)
-        self._begin()
+        try:
+            self._begin()
+        except ValueError as error:
+            raise ConfigError(f"The network does not fit {x.environment.name}: {error}") from error
 
     def _begin(self) -> None:
         self._place(self._init(key=jax.random.key(self.experiment.seed)))
@@ -67,10 +72,10 @@ class Trainer:
 
         Raises:
           MemoryError: if their replays do not fit together.
-          ValueError: if a mesh of devices is to share each batch.
+          ConfigError: if a mesh of devices is to share each batch.
         """
         if self._mesh is not None:
-            raise ValueError("Several seeds learn on one device: pass --seeds or --mesh, not both.")
+            raise ConfigError("Several seeds learn on one device: pass --seeds or --mesh, not both.")
         check_memory(self.replay_bytes, self.experiment.replay.capacity, len(seeds))
         trainers = [copy.copy(self) for _ in seeds]
         for trainer, seed in zip(trainers, seeds, strict=True):
@@ -193,7 +198,7 @@ class Trainer:
         """Continues from a checkpoint. The replay must have been allocated.
 
         Raises:
-          ValueError: if it does not fit this experiment.
+          ConfigError: if it does not fit this experiment.
         """
         self.agent_steps = checkpoint.agent_steps
         self._place(checkpoint.restore("learner", self.state))

@@ -12,6 +12,7 @@ import imageio_ffmpeg
 import jax
 import numpy as np
 
+from agents.config_checks import ConfigError
 from agents.environments import Atari
 from networks.value_heads import symlog
 
@@ -42,7 +43,7 @@ def record(policy, path, epsilon: float, seed: int = 0, max_steps: int | None = 
       The raw return of what was played.
 
     Raises:
-      ValueError: if no video can be written to `path`; before anything is played.
+      ConfigError: if no video can be written to `path`; before anything is played.
       OSError: if ffmpeg fails.
     """
     path = check_path(path)
@@ -69,26 +70,26 @@ def record(policy, path, epsilon: float, seed: int = 0, max_steps: int | None = 
 
 
 def check_path(path) -> Path:
-    """Raises ValueError if no video can be written to `path`."""
+    """Raises ConfigError if no video can be written to `path`."""
     path = Path(path)
     if path.suffix != ".mp4" or path.is_dir():
-        raise ValueError(f"A video is written to a file whose name ends in .mp4, not to {str(path)!r}.")
+        raise ConfigError(f"A video is written to a file whose name ends in .mp4, not to {str(path)!r}.")
     if not os.access(path.parent, os.W_OK):
-        raise ValueError(f"Cannot write {str(path)!r}: there is no directory {str(path.parent)!r} to write to.")
+        raise ConfigError(f"Cannot write {str(path)!r}: there is no directory {str(path.parent)!r} to write to.")
     return path
 
 
 def check_environment(environment) -> None:
-    """Raises ValueError if `environment` cannot show its screen."""
+    """Raises ConfigError if `environment` cannot show its screen."""
     try:
         env = environment.make_single(render_mode="rgb_array")
         env.reset(seed=0)
         screen = env.render()
         env.close()
     except (gymnasium.error.Error, TypeError, ImportError) as error:
-        raise ValueError(f"{environment.name} cannot be shown: {error}") from error
+        raise ConfigError(f"{environment.name} cannot be shown: {error}") from error
     if not isinstance(screen, np.ndarray):
-        raise ValueError(f"{environment.name} cannot be shown: it renders no picture.")
+        raise ConfigError(f"{environment.name} cannot be shown: it renders no picture.")
 
 
 def _play(policy, env, epsilon, seed, max_steps, figure, write) -> float:

@@ -159,6 +159,11 @@ class MLP(nn.Module):
     noise: float = 0.0
     dtype: Any = "float32"
 
+    def __post_init__(self):
+        if not all(isinstance(width, int) and width > 0 for width in self.features):
+            raise ValueError(f"MLP.features must be positive whole numbers; got {self.features}.")
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, observation):
         dtype = jnp.dtype(self.dtype)

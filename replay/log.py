@@ -113,7 +113,7 @@ class SegmentWriter:
         files = sorted(path for path in self.path.rglob("*") if path.is_file())
         hashes = {path.relative_to(self.path).as_posix(): sha256(path) for path in files}
         text = json.dumps({"rows": self.rows, "files": hashes}, indent=1).encode()
-        write_durably(listing(self.path), text)
+        write_durably(listing(self.path), text)  # and with it the name of the directory beside
         return hashlib.sha256(text).hexdigest()
 
 
@@ -190,15 +190,19 @@ def verify_segment(path: Path, digest: str) -> None:
     """Raises DamagedError, naming the file, unless every file of a segment is as it was written."""
     verify(listing(path), digest)
     for name, file_digest in json.loads(listing(path).read_bytes())["files"].items():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise DamagedError(f"{listing(path)} names a file outside of its segment: {name!r}")
         verify(path / name, file_digest)
 
 
 def verify(path: Path, digest: str) -> None:
     """Raises DamagedError unless a file is there and has this SHA-256."""
     try:
-        found = sha256(path)
-    except OSError as error:
-        raise DamagedError(f"{path} is missing or unreadable") from error
+        found = sha256(path) if path.is_file() else None  # a pipe or a device would never end
+    except OSError:
+        found = None
+    if found is None:
+        raise DamagedError(f"{path} is missing or unreadable")
     if found != digest:
         raise DamagedError(f"{path} is not what was written there")
 

@@ -106,7 +106,8 @@ def ours(output: Path) -> list[str]:
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return []
     try:
-        return [Path(name).name for name in json.loads((output / runs.MARKER).read_text())["comparison"]]
+        names = [Path(name).name for name in json.loads((output / runs.MARKER).read_text())["comparison"]]
+        return [name for name in names if name not in ("", ".", "..")]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{output} exists and holds no comparison. Choose another --output.") from error
 

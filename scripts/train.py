@@ -32,8 +32,10 @@ from agents import config, run_directory
 from agents.checkpoint import Checkpoint, newest
 from agents.config_checks import ALLOW_IMPORT
 from agents.environments import Atari
-from agents.loop import Run, train
+from agents.loop import train
+from agents.run import Run
 from agents.trainer import Trainer
+from replay.log import DamagedError
 
 DEFAULT_HEADS = {"rainbow": "c51", "full_rainbow": "c51"}  # the agents' own; hl_gauss for all others
 
@@ -129,16 +131,21 @@ def bindings(args) -> list[str]:
     return [f"{name} = {value!r}" for name, value in flags.items() if value is not None] + args.gin_bindings
 
 
+def allowed(args) -> list[str]:
+    """The packages that the config may import: those of --allow_import, and that of an environment named by flag."""
+    module, colon, _ = (args.env or "").rpartition(":")
+    return args.allow_import + ([module] if colon else [])
+
+
 def load(args, **more) -> config.Config:
     """Loads the configuration of a command line, with `more` bindings to `Experiment`."""
     files, lines = gin_files(args), bindings(args)
-    module, colon, _ = (args.env or "").rpartition(":")
-    allowed = args.allow_import + ([module] if colon else [])
-    cfg = config.load(files, lines, allowed)
+    cfg = config.load(files, lines, allowed(args))
     if args.frames is not None:
         more["total_steps"] = args.frames // cfg.experiment.environment.frames_per_step
     if more:
-        cfg = config.load(files, lines + [f"Experiment.{name} = {value}" for name, value in more.items()], allowed)
+        lines += [f"Experiment.{name} = {value}" for name, value in more.items()]
+        cfg = config.load(files, lines, allowed(args))
     return cfg
 
 
@@ -167,6 +174,14 @@ class Job(NamedTuple):
         done = self.start >= self.cfg.experiment.total_steps
         return done and not self.checkpoint.progress.get("owes_evaluation")
 
+    def intact(self) -> bool:
+        """Whether the state in the newest checkpoint is as it was written."""
+        try:
+            self.checkpoint.verify(replay=False)
+        except DamagedError:
+            return False
+        return True
+
     @property
     def how(self) -> str:
         """How it starts."""
@@ -186,7 +201,7 @@ def job(args) -> Job:
         args = argparse.Namespace(**vars(args) | {"num_envs": None})
         cfg = load(args, num_envs=manifest["num_envs"] if manifest else cfg.experiment.num_envs)
     if manifest:
-        run_directory.refuse_other_settings(run_dir, manifest, cfg.settings)
+        run_directory.refuse_other_settings(run_dir, manifest["settings"], cfg.settings)
     return Job(cfg, run_directory.title(files), run_dir, manifest, newest(run_dir) if manifest else None)
 
 
@@ -252,24 +267,27 @@ def program(name: str) -> str:
     return os.path.relpath(Path(sys.executable).parent / name)
 
 
-def evaluate_command(run_dir: Path) -> str:
+def evaluate_command(run_dir: Path, args) -> str:
     """How to evaluate a run from the working directory."""
     script = os.path.relpath(Path(__file__).with_name("evaluate.py"))
-    return f"{program('python')} {script} {run_dir} --episodes 10"
+    packages = "".join(f" --allow_import {package}" for package in allowed(args))
+    return f"{program('python')} {script} {run_dir} --episodes 10{packages}"
 
 
 def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     args = parse_args(argv)
+    if args.deterministic and launch.DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
+        raise config.ConfigError(f"--deterministic found no way to set XLA_FLAGS; set it: {launch.DETERMINISTIC}")
     if args.print_config:
         print(load(args).operative_text)
         return 0
     wanted = jobs(args)
     for job in wanted:
-        if job.finished:
+        if job.finished and job.intact():
             print(f"{job.run_dir} is finished: {job.start:,} agent steps. Pass more --steps to go on, or evaluate it:")
-            print(evaluate_command(job.run_dir))
-    todo = [job for job in wanted if not job.finished]
+            print(evaluate_command(job.run_dir, args))
+    todo = [job for job in wanted if not job.finished or not job.intact()]
     if not todo:
         return 0
 
@@ -279,6 +297,8 @@ def main(argv=None) -> int:
     with contextlib.ExitStack() as locks:
         for job in todo:
             locks.enter_context(run_directory.lock(job.run_dir))
+            if run_directory.read_manifest(job.run_dir) != job.manifest:
+                raise config.ConfigError(f"Another process has just trained in {job.run_dir}. Run the command again.")
         for job, trainer in zip(todo, trainers, strict=True):  # nothing is written before all of them are free
             if job.manifest:
                 run_directory.resume(job.run_dir, job.manifest, job.start, job.cfg)
@@ -286,22 +306,22 @@ def main(argv=None) -> int:
                 run_directory.create(job.run_dir, trainer, job.cfg, job.title)
         announce(trainers[0], todo, args)
         runs = [
-            Run(trainer, job.run_dir, (job.cfg.operative_text, job.cfg.settings))
+            Run(trainer, job.run_dir, job.cfg.operative_text, job.cfg.settings)
             for job, trainer in zip(todo, trainers, strict=True)
         ]
         interrupted_by = train(runs, args.profile)
     for run in runs:
-        print(outcome(run))
+        print(outcome(run, args))
     return 128 + interrupted_by if interrupted_by else 0
 
 
-def outcome(run: Run) -> str:
+def outcome(run: Run, args) -> str:
     """What has become of a run."""
     x, steps = run.trainer.experiment, run.trainer.agent_steps
     if run.evaluated:
         can_be_shown = isinstance(x.environment, Atari)  # others may need packages of their own to render
         video = " --video out.mp4" if can_be_shown else ""
-        return f"Finished: {run.run_dir}\nEvaluate: {evaluate_command(run.run_dir)}{video}"
+        return f"Finished: {run.run_dir}\nEvaluate: {evaluate_command(run.run_dir, args)}{video}"
     interrupted = f"Interrupted at {steps:,} agent steps; all is saved. "
     left = "goes on from there" if steps < x.total_steps else "makes the final evaluation, which alone is missing"
     return f"{interrupted}The same command {left}."

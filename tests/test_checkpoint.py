@@ -139,10 +139,17 @@ def flip(path):
     path.write_bytes(data)
 
 
+def change(path, old, new):
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+
+
 DAMAGES = {
     "bit of the state": lambda run: flip(run / "checkpoints/30/state.safetensors"),
     "state gone": lambda run: (run / "checkpoints/30/state.safetensors").unlink(),
     "manifest cut": lambda run: (run / "checkpoints/30/manifest.json").write_text('{"format": 1, "rows"'),
+    "digit of the manifest": lambda run: change(run / "checkpoints/30/manifest.json", '"rows": 30', '"rows": 29'),
+    "letter of the manifest": lambda run: change(run / "checkpoints/30/manifest.json", '"step"', '"stop"'),
     "manifest gone": lambda run: (run / "checkpoints/30/manifest.json").unlink(),
     "bit of a frame": lambda run: flip(run / "replay/000000000020/observation/c/0/0/0/0"),
     "segment gone": lambda run: shutil.rmtree(run / "replay/000000000020"),
@@ -189,11 +196,34 @@ def test_what_an_interrupted_write_left_is_removed(tmp_path):
 
 def test_paths_in_a_manifest_cannot_escape(tmp_path):
     run_dir = save_some(tmp_path / "run")
-    path = run_dir / "checkpoints/30/manifest.json"
-    manifest = json.loads(path.read_text())
-    path.write_text(json.dumps(manifest | {"segments": {"../../secret": "0"}}))
+    path = run_dir / "checkpoints/30"
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["sha256"]
+    checkpoints._write_manifest(path, manifest | {"segments": {"../../secret": "0"}})
     with pytest.raises(DamagedError, match="strange segments"):
-        Checkpoint(path.parent)
+        Checkpoint(path)
+    segment = run_dir / "replay/000000000020"
+    for name in ("/etc/passwd", "../../../secret"):
+        log.listing(segment).write_text(json.dumps({"rows": 10, "files": {name: "0"}}))
+        with pytest.raises(DamagedError, match="outside of its segment"):
+            log.verify_segment(segment, log.sha256(log.listing(segment)))
+
+
+def test_to_resume_leaves_the_checkpoint_before_whole(tmp_path):
+    """A segment that only the older one needs stays until a newer one is written."""
+    run_dir = save_some(tmp_path)
+    checkpointer = Checkpointer(run_dir)
+    assert checkpointer.resume().agent_steps == 30
+    checkpointer.close()
+    Checkpoint(run_dir / "checkpoints/20").verify()
+
+
+def test_damaged_twice_at_the_same_step(tmp_path):
+    run_dir = save_some(tmp_path)
+    for _ in range(2):
+        flip(run_dir / "checkpoints/30/state.safetensors")
+        save_some(run_dir, (30,))
+    assert newest(run_dir).agent_steps == 30
 
 
 def test_a_failed_write_is_told_soon_and_again_at_the_end(tmp_path, monkeypatch):

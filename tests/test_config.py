@@ -483,19 +483,44 @@ def test_own_torso(own, tmp_path, monkeypatch):
     comes_back(experiment, tmp_path, ["torso_of_mine"])
 
 
+ENVIRONMENT = "from agents import environments\nfrom agents import experiment\nexperiment.Experiment.environment = "
 STRANGERS = {
     "import": ("import evil", "imports evil"),
     "import below": ("import evil.deeper as optax", "imports evil"),
     "from import": ("from evil import thing", "imports evil.thing"),
+    "import before a mistake": ("import evil\nx = = 1", "imports evil"),
     "through a module of ours": (
-        "from agents import environments\nfrom agents import experiment\n"
-        "experiment.Experiment.environment = @environments.gymnasium.make()\nenvironments.gymnasium.make.id = 'evil:E'",
+        f"{ENVIRONMENT}@environments.gymnasium.make()\nenvironments.gymnasium.make.id = 'evil:E'",
         "defined in gymnasium",
+    ),
+    "a method of ours": (
+        f"{ENVIRONMENT}@environments.Gymnasium.make_single()\nenvironments.Gymnasium.make_single.self = 1",
+        "names agents.environments.Gymnasium.make_single",
+    ),
+    "a function of ours": (
+        "from agents import experiment\nfrom sweeping import grid\n"
+        "experiment.Experiment.environment = @grid.read()\ngrid.read.file = 'x'",
+        "names sweeping.grid.read",
     ),
     "a part of ours that writes": ("from agents import logger\nlogger.Logger.run_dir = '/'", "imports agents.logger"),
     "its binding": ("from agents import environments\nenvironments.difflib.restore.which = 1", "defined in difflib"),
     "environment": ("from agents import environments\nenvironments.Gymnasium.id = 'evil:E-v0'", "imports evil"),
     "module of a package": ("from networks import torsos\nX = @torsos.nn.apply()\nY = %X", "defined in flax"),
+    "key of a dict": (
+        "from agents import environments\nfrom agents import experiment\n"
+        "environments.Gymnasium.kwargs = {@experiment.os.getpid(): 1}",
+        "names agents.experiment.os.getpid",
+    ),
+    "gin itself": (
+        "from agents import environments\nfrom gin import config as cc\n"
+        "environments.Gymnasium.kwargs = {'a': @cc.parse_config()}",
+        "imports gin.config",
+    ),
+    "gin through a module": (
+        "from agents import environments\nfrom sweeping import grid\n"
+        "environments.Gymnasium.kwargs = {'a': @grid.gin.parse_config()}",
+        "defined in gin.config",
+    ),
 }
 
 
@@ -505,7 +530,7 @@ def test_a_config_names_nothing_but_parts_of_this_project(text, message, own, tm
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
     monkeypatch.syspath_prepend(tmp_path)
     task = [f"--gin_files={config.shipped('environments', 'gymnasium')}"] if "Gymnasium" in text else []
-    with pytest.raises(config.ConfigError, match=f"{message}.*--allow_import"):
+    with pytest.raises(config.ConfigError, match=f"{message}.*A config may name"):
         load(own(text), *task)
     assert not (tmp_path / "executed").exists()
 
@@ -592,7 +617,7 @@ def test_other_settings_are_refused_and_named(run_dir):
 
     def refuse(*argv):
         load(*argv)
-        run_directory.refuse_other_settings(run_dir, manifest, config.settings())
+        run_directory.refuse_other_settings(run_dir, manifest["settings"], config.settings())
 
     refuse("--head=mse")
     refuse(

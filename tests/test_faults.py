@@ -95,7 +95,7 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path):
 PHASES = {
     "acting": "agents.actor:Actor.send",
     "learning": "agents.trainer:Trainer.learn",
-    "storing": "agents.loop:Run.recv",
+    "storing": "agents.run:Run.recv",
     "logging": "agents.report:Report.log_point",
     "diagnosing": "agents.report:Report.diagnosis",
     "evaluating": "agents.evaluation:evaluate",

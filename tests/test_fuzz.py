@@ -1,11 +1,14 @@
 """Whatever a user gets wrong is an error of ours, which scripts print in a line, and leaves nothing half-written."""
 
+import contextlib
+import io
 import shutil
 from pathlib import Path
 
 import hypothesis
 import pytest
 from hypothesis import strategies as st
+from test_resume import assert_same_arrays
 from test_training import catch
 
 from agents import config, policy
@@ -93,10 +96,21 @@ def test_gin_files(number, edits, tmp_path_factory):
     assert list(path.parent.iterdir()) == [path]
 
 
+CHECKPOINTS = "--gin_bindings=Experiment.checkpoint_every_steps = 200"
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("finished") / "Catch/dqn-mse-fast/seed0"
-    assert train.main(catch(run_dir, "mse", 400, "--gin_bindings=Experiment.checkpoint_every_steps = 200")) == 0
+    assert train.main([*catch(run_dir, "mse", 400), CHECKPOINTS]) == 0
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def longer(finished, tmp_path_factory):
+    """The same run, intact, gone on with."""
+    run_dir = shutil.copytree(finished, tmp_path_factory.mktemp("longer") / "run")
+    assert train.main([*catch(run_dir, "mse", 500), CHECKPOINTS]) == 0
     return run_dir
 
 
@@ -113,14 +127,22 @@ def damage(finished, folder, name, edits):
     return run_dir
 
 
-@hypothesis.settings(SETTINGS, max_examples=40)
+@hypothesis.settings(SETTINGS, max_examples=20)
 @hypothesis.given(name=st.sampled_from(FILES), edits=BYTES)
-def test_run_directories(name, edits, finished, tmp_path_factory):
+def test_run_directories(name, edits, finished, longer, tmp_path_factory):
     """Damaged ones, as every script reads them."""
     run_dir = damage(finished, tmp_path_factory.mktemp("damaged"), name, edits)
     refused_or_accepted(policy.load, run_dir, ["catch"])
-    for steps in (400, 500):
-        refused_or_accepted(train.main, catch(run_dir, "mse", steps))
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        try:
+            assert train.main([*catch(run_dir, "mse", 500), CHECKPOINTS]) == 0
+        except OURS as error:
+            assert str(error).strip()
+            return
+    if name.startswith(("checkpoints", "replay")):  # nothing wrong goes on silently
+        unchanged = mutated((finished / name).read_bytes(), edits) == (finished / name).read_bytes()
+        assert unchanged or "damaged" in said.getvalue()
+        assert_same_arrays(longer, run_dir)
 
 
 @hypothesis.settings(SETTINGS, max_examples=15)

@@ -42,8 +42,8 @@ def series(run_dir):
     return rows, points
 
 
-def assert_same_run(expected, run_dir):
-    """Everything is bit-identical: parameters, optimizer, keys, replay, priorities, games, and what was logged."""
+def assert_same_arrays(expected, run_dir):
+    """Bit-identical: parameters, optimizer, keys, replay, priorities, games."""
     (arrays, counts), (expected_arrays, expected_counts) = state(run_dir), state(expected)
     assert counts == expected_counts
     common = arrays.keys() & expected_arrays.keys()  # more old rows are left where checkpoints lay elsewhere
@@ -53,6 +53,11 @@ def assert_same_run(expected, run_dir):
     assert arrays.keys() ^ expected_arrays.keys() == rows
     for name in common:
         np.testing.assert_array_equal(arrays[name], expected_arrays[name], err_msg=name)
+
+
+def assert_same_run(expected, run_dir):
+    """The same, and what was logged."""
+    assert_same_arrays(expected, run_dir)
     assert series(run_dir) == series(expected)
 
 
@@ -87,7 +92,7 @@ def test_killed_runs_end_with_the_same_bits(tmp_path):
     """Killed between two steps, in the middle of writing a checkpoint, and while logging."""
     expected, killed = (command(tmp_path / name, "rainbow", 8) for name in ("never killed", "killed"))
     assert train.main(expected) == 0
-    for target, count in (("agents.loop:Run.recv", 80), ("os:fsync", 6), ("agents.logger:Logger.write", 9)):
+    for target, count in (("agents.run:Run.recv", 80), ("os:fsync", 6), ("agents.logger:Logger.write", 9)):
         assert start(killed, target, count).returncode == -signal.SIGKILL
     assert start(killed).returncode == 0
     assert_same_run(tmp_path / "never killed", tmp_path / "killed")
@@ -95,7 +100,7 @@ def test_killed_runs_end_with_the_same_bits(tmp_path):
 
 # Where a run may die, and at most how many calls of it belong to one start of the run below.
 INSTANTS = {
-    "agents.loop:Run.recv": 200,
+    "agents.run:Run.recv": 200,
     "agents.trainer:Trainer.learn": 200,
     "agents.games:Games.restore": 1,
     "agents.logger:Logger.write": 20,
@@ -128,6 +133,7 @@ def test_twenty_kills_change_no_bit(tmp_path, agent, num_envs):
         done = start(killed, target, random.integers(INSTANTS[target]) + 1, PLAIN_XLA="1")
         kills += done.returncode == -signal.SIGKILL
         if "is finished" in done.stdout:
+            assert_same_run(tmp_path / "never killed", tmp_path / "killed")
             shutil.rmtree(tmp_path / "killed")  # it got through; the kills go on with another
     start(killed, PLAIN_XLA="1")
     assert_same_run(tmp_path / "never killed", tmp_path / "killed")

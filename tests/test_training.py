@@ -148,6 +148,21 @@ def test_load_a_run_and_act_as_the_readme_says(run_dir):
     assert names["observation"].shape == (2, 4, 84, 84)
 
 
+def test_keeps_every_transition_on_demand(tmp_path, capsys):
+    """The replay holds 200 transitions, the log all 800; read as the README says."""
+    flags = catch(tmp_path, "mse", 800, "--log_replay", "--gin_bindings=Experiment.checkpoint_every_steps = 200")
+    assert train.main([flag.replace("capacity=5000", "capacity=200") for flag in flags]) == 0
+    capsys.readouterr()
+    exec(re.sub(r'newest\(".*?"\)', f'newest("{tmp_path}")', readme("python", "import newest")), {})
+    assert capsys.readouterr().out.startswith("0 (")
+    log = newest(tmp_path).log
+    pieces = [piece for _, piece in log.pieces(0, log.end)]
+    first, rewards, terminated = (np.concatenate([piece[i] for piece in pieces]) for i in (3, 1, 2))
+    assert log.first_row == 0 and np.sum(~first) == newest(tmp_path).agent_steps
+    returns = [row["episode/return"] for row in logger.read(tmp_path) if "episode/return" in row]
+    assert rewards[terminated].tolist() == returns and len(returns) > 100
+
+
 def test_the_head_of_the_readme_trains(tmp_path, monkeypatch):
     names = vars(value_heads) | {}
     exec(readme("python", "class LogCosh"), names)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from agents import evaluation
+from agents.config_checks import ConfigError
 from comparison import statistics
 from comparison.groups import TABLE_WINDOWS, Comparison
 
@@ -50,7 +51,7 @@ def read_scores(path) -> dict[str, tuple[float, float]]:
     """Reads scores to normalise by, beside the shipped ones: CSV with the columns game, random, human (or another).
 
     Raises:
-      ValueError: if it is not one.
+      ConfigError: if it is not one.
     """
     try:
         with Path(path).open() as file:
@@ -62,7 +63,9 @@ def read_scores(path) -> dict[str, tuple[float, float]]:
             raise ValueError("random and human must be different finite numbers")
         return evaluation.scores() | table
     except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise ValueError(f"--scores: {path} is no CSV table with the columns game, random, human ({error}).") from error
+        raise ConfigError(
+            f"--scores: {path} is no CSV table with the columns game, random, human ({error})."
+        ) from error
 
 
 def analyse(comparison: Comparison, scores=None, resamples: int = 2_000) -> Analysis:

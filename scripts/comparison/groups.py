@@ -77,7 +77,7 @@ def make_groups(runs: list[Run], wanted: list[str] | None, notes: list[str]) -> 
       name -> runs, sorted by game.
 
     Raises:
-      ValueError: if no run has a wanted setting.
+      ConfigError: if no run has a wanted setting.
     """
     keys = differing(runs)
     if wanted is not None:
@@ -85,7 +85,7 @@ def make_groups(runs: list[Run], wanted: list[str] | None, notes: list[str]) -> 
         chosen = [key for name in wanted for key in known if name in (key, key.rpartition(".")[2])]
         for name in wanted:
             if not any(name in (key, key.rpartition(".")[2]) for key in known):
-                raise ValueError(f"--group_by: no run has a setting {name!r}. What differs: {keys or 'nothing'}.")
+                raise ConfigError(f"--group_by: no run has a setting {name!r}. What differs: {keys or 'nothing'}.")
         if merged := [key for key in keys if key not in chosen]:
             notes.append(f"Merged runs that differ in {', '.join(merged)}.")
         keys = chosen
@@ -165,7 +165,7 @@ def compare(
       frames: compare up to here; None chooses. Runs that have not got so far are left out.
 
     Raises:
-      ValueError: if nothing can be compared.
+      ConfigError: if nothing can be compared.
     """
     notes: list[str] = []
     if not any(len(run.frames) for run in runs):
@@ -174,17 +174,19 @@ def compare(
     if containing:
         chosen = {name: members for name, members in groups.items() if any(text in name for text in containing)}
         if not chosen:
-            raise ValueError(f"--groups: no name contains {' or '.join(containing)}. There are: {', '.join(groups)}.")
+            raise ConfigError(f"--groups: no name contains {' or '.join(containing)}. There are: {', '.join(groups)}.")
         groups = chosen
     frames = frames or common_frames(groups, notes)
     if any(not run.settings for members in groups.values() for run in members):
         window = window or ITERATION_FRAMES
         if window % ITERATION_FRAMES:
-            raise ValueError(f"Published runs have a return per {ITERATION_FRAMES:,} frames: --window is a multiple.")
+            raise ConfigError(f"Published runs have a return per {ITERATION_FRAMES:,} frames: --window is a multiple.")
     window = window or nice_window(frames)
     number = int(frames // window)
     if number < 1:
-        raise ValueError(f"The runs compared have {frames:,} frames, less than a window of {window:,}. Lower --window.")
+        raise ConfigError(
+            f"The runs compared have {frames:,} frames, less than a window of {window:,}. Lower --window."
+        )
     kept = {}
     for name, members in groups.items():
         kept[name] = [run for run in members if run.reached_frames >= number * window]
@@ -195,7 +197,7 @@ def compare(
         notes.append(f"The group {name} has no run that reaches {number * window:,} frames.")
         del kept[name]
     if not kept:
-        raise ValueError(f"No run reaches {number * window:,} frames. Lower --frames.")
+        raise ConfigError(f"No run reaches {number * window:,} frames. Lower --frames.")
     return _align(kept, window, number, notes)
 
 
@@ -203,7 +205,7 @@ def _align(groups: dict[str, list[Run]], window: int, number: int, notes: list[s
     """Cuts to the games of all groups, and to the windows in which each group has a return on each game."""
     games = sorted(set.intersection(*({run.game for run in members} for members in groups.values())))
     if not games:
-        raise ValueError(f"The groups have no game in common: {', '.join(groups)}.")
+        raise ConfigError(f"The groups have no game in common: {', '.join(groups)}.")
     for name, members in groups.items():
         if others := sorted({run.game for run in members} - set(games)):
             notes.append(f"Only some groups have these games, which are left out of {name}: {', '.join(others)}.")
@@ -215,7 +217,7 @@ def _align(groups: dict[str, list[Run]], window: int, number: int, notes: list[s
         for game in games:
             kept &= ~np.isnan(scores[name][of == game]).all(axis=0)
     if not kept.any():
-        raise ValueError(f"No window of {window:,} frames has a return of each group on each game: raise --window.")
+        raise ConfigError(f"No window of {window:,} frames has a return of each group on each game: raise --window.")
     if not kept.all():
         ends = (np.flatnonzero(~kept) + 1) * window
         notes.append(

@@ -18,7 +18,7 @@ from agents.logger import METRICS
 from agents.run_directory import MANIFEST, MAY_CHANGE
 
 OUTPUT, MARKER = "_compare", "comparison.json"  # the marker tells a folder of results
-SKIPPED = {OUTPUT, "_sweep", "checkpoints"}
+SKIPPED = {OUTPUT, "_sweep", "checkpoints", "replay"}
 TAGS = {"train": "episode/return", "eval": "eval/return"}
 ITERATION_FRAMES = 1_000_000  # of Dopamine's iterations
 NOT_COMPARED = {"Experiment.seed", "Experiment.log_replay", "Atari.game", "Gymnasium.id"} | MAY_CHANGE
