@@ -41,8 +41,9 @@ def run(flags, core, log, restart=False):
             while process.poll() is None:
                 time.sleep(3)
                 try:
-                    now = (time.monotonic() - began) / 60
-                    samples.append((now, process.memory_info().rss / 1e6, process.num_fds(), starts))
+                    now, memory = (time.monotonic() - began) / 60, process.memory_info().rss / 1e6
+                    if memory:  # none is left in a process that has ended and was not waited for
+                        samples.append((now, memory, process.num_fds(), starts))
                 except psutil.Error:
                     break
                 if restart and time.monotonic() > deadline:
