@@ -28,6 +28,7 @@ def test_trains_on_the_newest_jax(tmp_path):
     run(venv_python, "-m", "pip", "install", "--quiet", "-c", ".ci/constraints.txt", "-e", ".[dev]")
     assert run(venv_python, "-c", "import jax; print(jax.__version_info__ >= (0, 11))").strip() == "True"
     # The tests of the main job; the rest does not depend on the version of Python.
-    files = [f"tests/test_{name}.py" for name in ("training", "replay", "learner", "launch", "mesh", "networks")]
+    names = ("training", "replay", "learner", "launch", "mesh", "networks", "checkpoint", "resume", "faults")
+    files = [f"tests/test_{name}.py" for name in names]
     out = run(venv_python, "-m", "pytest", "-q", *files)
     assert " passed" in out and "failed" not in out
