@@ -251,7 +251,7 @@ class Checkpointer:
         if segment:
             self._segments[segment.path.name] = segment.commit()
         names = sorted(self._segments)
-        ends = dict(zip(names, [*map(int, names[1:]), manifest["rows"]], strict=True))
+        ends = dict(zip(names, [*map(int, names[1:]), manifest["rows"]], strict=False))  # offline there are none
         manifest["segments"] = self._segments = {name: self._segments[name] for name in names if ends[name] > needed}
         directory = self._directory / str(agent_steps)
         if directory.exists():

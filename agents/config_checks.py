@@ -15,7 +15,7 @@ from gin import config_parser
 COMMAND_LINE = "command line"
 # What a config may name: a run directory may come from a stranger, and whatever it names is called.
 TRUSTED = (
-    *("agents.dqn", "agents.environments", "agents.experiment", "agents.learner"),
+    *("agents.dataset", "agents.dqn", "agents.environments", "agents.experiment", "agents.learner"),
     *("networks", "replay.ring", "replay.samplers", "sweeping.grid"),
 )
 ALLOW_IMPORT = "a package of yours that the config may import and name, may be repeated"

@@ -81,6 +81,13 @@ class Atari:
         """Emulator frames per agent step."""
         return self.frame_skip
 
+    def actions(self) -> list[str]:
+        """What the actions mean, e.g. NOOP, FIRE, UP."""
+        env = self.make_single()
+        meanings = env.unwrapped.get_action_meanings()
+        env.close()
+        return meanings
+
     def make(self, num_envs: int):
         """Builds N games; observations are uint8 [N, stack, screen, screen]."""
         return AtariVectorEnv(

@@ -15,6 +15,9 @@ import numpy as np
 
 from agents.learner import Learner
 from networks.value_heads import ValueHead
+from replay.samplers import Uniform
+
+OFFLINE_UPDATES_PER_CALL = 10  # an accelerator would idle between single ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +31,11 @@ class Experiment:
       network: factory `network(num_actions=..., num_logits=...)`, e.g. `q_network.QNetwork`.
       learner: `learner.Learner`.
       replay: `ring.Replay`.
+      dataset: `dataset.Dataset` to learn from offline, instead of games. Wherever agent steps are counted, updates are
+        then, one for each; the games are for evaluations alone.
       total_steps: agent steps in the run, over all games.
+      torso_from: run directory whose torso is taken over, with `QNetwork.freeze_torso`, so that only the last layer is
+        trained: the linear probe of Section 5.2.2.
       seed: determines initial parameters, games, exploration and sampling.
       num_envs: games stepped in parallel; 0 chooses by the machine.
       overlap: steps the games while the learner computes. Updates then come exactly one step of all games later than
@@ -52,6 +59,8 @@ class Experiment:
     learner: Learner
     replay: Any
     total_steps: int
+    dataset: Any = None
+    torso_from: str | None = None
     seed: int = 0
     num_envs: int = 1
     overlap: bool = False
@@ -77,6 +86,35 @@ class Experiment:
         for name in ("seed", "eval_every_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"Experiment.{name} must not be negative; got {getattr(self, name)}.")
+        if self.replay.capacity < self.learner.batch_size:
+            raise ValueError(
+                f"The replay's capacity ({self.replay.capacity}) is smaller than Learner.batch_size "
+                f"({self.learner.batch_size}). Raise --replay_capacity."
+            )
+        if self.dataset is None:
+            self._check_games()
+        else:
+            self._check_dataset()
+
+    def _check_dataset(self) -> None:
+        """Raises ValueError for settings that are of no use without games to train in."""
+        games = {"num_envs": 1, "overlap": False, "warmup_steps": 0, "replay_ratio": 1.0}
+        used = [f"Experiment.{name}" for name, value in games.items() if getattr(self, name) != value]
+        exploration = ("epsilon_initial", "epsilon_train", "epsilon_decay_steps")
+        used += [f"DQN.{name}" for name in exploration if getattr(self.agent, name)]
+        used += ["Experiment.log_replay"] if self.log_replay else []
+        if used:
+            raise ValueError(
+                f"A data set is learned from without playing: {', '.join(used)} would have no effect. Leave out what "
+                "sets it, e.g. --preset; configs/cql.gin has the values that stand for none."
+            )
+        if type(self.replay.sampler) is not Uniform:
+            raise ValueError(f"Transitions of a data set are drawn alike; Replay.sampler is {self.replay.sampler}.")
+
+    def _check_games(self) -> None:
+        """Raises ValueError for a schedule that cannot be kept."""
+        if self.agent.target == "monte_carlo":
+            raise ValueError("DQN.target = 'monte_carlo' needs whole episodes: it is for data sets, --agent cql.")
         if self.total_steps <= self.warmup_steps:
             raise ValueError(
                 f"The run has {self.total_steps:,} agent steps and a warm-up of {self.warmup_steps:,}: nothing would "
@@ -105,11 +143,6 @@ class Experiment:
                 f"Experiment.warmup_steps is {self.warmup_steps}; sampling {self.agent.n_step}-step transitions from "
                 f"{self.num_envs} games needs at least {minimum}."
             )
-        if self.replay.capacity < self.learner.batch_size:
-            raise ValueError(
-                f"The replay's capacity ({self.replay.capacity}) is smaller than Learner.batch_size "
-                f"({self.learner.batch_size}). Raise --replay_capacity."
-            )
         if self.replay.capacity < self.warmup_steps:
             raise ValueError(
                 f"The replay's capacity ({self.replay.capacity}) is smaller than Experiment.warmup_steps "
@@ -125,6 +158,16 @@ class Experiment:
         return network, observation
 
     @property
+    def unit(self) -> str:
+        """What is counted."""
+        return "agent steps" if self.dataset is None else "updates"
+
+    @property
+    def frames_per_step(self) -> int | None:
+        """Emulator frames per agent step; None offline."""
+        return self.environment.frames_per_step if self.dataset is None else None
+
+    @property
     def _ratio(self) -> Fraction:
         return Fraction(self.replay_ratio).limit_denominator(1000)
 
@@ -135,7 +178,9 @@ class Experiment:
 
     @property
     def updates_per_call(self) -> int:
-        """Updates in one compiled call: those of one step of all games, at least one."""
+        """Updates in one compiled call: those of one step of all games, at least one; offline ten."""
+        if self.dataset is not None:
+            return OFFLINE_UPDATES_PER_CALL
         return max(1, int(self.updates_per_vector_step))
 
     def updates_due(self, agent_steps: int) -> int:

@@ -108,6 +108,10 @@ def make_update(learner: Learner, agent, network, head, replay_ratio: float):
         key, loss_key = jax.random.split(state.key)
         grads, items = jax.grad(mean_loss, has_aux=True)(state.params, state.target_params, batch, loss_key)
         changes, opt_state = transformation.update(grads, state.opt_state, state.params)
+        if getattr(network, "freeze_torso", False):
+            # Its gradients are zero, of which an optimizer may make something, e.g. weight decay.
+            kept = {**changes["params"], "torso": jax.tree.map(jnp.zeros_like, changes["params"]["torso"])}
+            changes = {**changes, "params": kept}
         params = optax.apply_updates(state.params, changes)
         updates = state.updates + 1
         target_params = optax.periodic_update(params, state.target_params, updates, target_period)

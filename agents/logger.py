@@ -24,16 +24,16 @@ class Logger:
     """Owns the log files of a run.
 
     Each call of `write` is one log point: one TensorBoard point per tag, at the step `frames`, and one line of JSON
-    with the tags and `agent_steps`, `frames`, `seconds`.
+    with the tags and `agent_steps`, `frames`, `seconds`. Offline `updates` are in the place of both steps.
 
     Args:
       run_dir: where the files go.
-      frames_per_step: emulator frames per agent step.
+      frames_per_step: emulator frames per agent step; None: updates are counted instead.
       offsets: size of each log file at the checkpoint that is resumed, from `offsets()`; what was written later is cut
         off, because it will be written again.
     """
 
-    def __init__(self, run_dir: Path, frames_per_step: int, offsets: dict[str, int] | None = None):
+    def __init__(self, run_dir: Path, frames_per_step: int | None, offsets: dict[str, int] | None = None):
         self._run_dir, self._frames_per_step = Path(run_dir), frames_per_step
         offsets = {name: size for name, size in (offsets or {}).items() if name == METRICS or EVENTS.fullmatch(name)}
         sizes = {path.name: path.stat().st_size for path in self._files()}
@@ -57,11 +57,12 @@ class Logger:
 
     def write(self, agent_steps: int, seconds: float, metrics: dict[str, float]) -> None:
         """Writes one log point; NaN and infinity become null in JSON."""
-        frames = agent_steps * self._frames_per_step
+        step = agent_steps * (self._frames_per_step or 1)
+        clock = {"agent_steps": agent_steps, "frames": step} if self._frames_per_step else {"updates": step}
         metrics = {tag: float(value) for tag, value in metrics.items()}
         for tag, value in metrics.items():
-            self._add(scalar.scalar_pb(tag, np.float32(value)), frames)
-        row = {"agent_steps": agent_steps, "frames": frames, "seconds": round(seconds, 3)}
+            self._add(scalar.scalar_pb(tag, np.float32(value)), step)
+        row = {**clock, "seconds": round(seconds, 3)}
         row |= {tag: value if np.isfinite(value) else None for tag, value in metrics.items()}
         self._jsonl.write(json.dumps(row) + "\n")
 

@@ -2,6 +2,8 @@
 
 games --observations--> Actor --time step [N]--> replay --batch [B]--> learner --metrics--> Report
                           ^------------------- parameters ----------------'
+
+Offline (`agents/offline.py`) a data set fills the replay, and nobody sends or receives.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ def train(runs: list[Run], profile: bool = False) -> int | None:
         going = [run for run in runs if not run.over]
         while going:
             for run in going:
-                run.actor.send(run.trainer.params, run.trainer.epsilon)
+                run.send()
             if overlap:
                 Trainer.learn(*(run.trainer for run in going))  # the updates due one step ago, while the games run
             for run in going:

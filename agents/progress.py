@@ -15,18 +15,19 @@ class ProgressDisplay:
         self.console = Console(file=sys.stdout, highlight=False)
         self.progress = None
         if self.console.is_terminal:
-            columns = TextColumn("{task.fields[label]}{task.completed:,}/{task.total:,} agent steps{task.description}")
+            done = "{task.fields[label]}{task.completed:,}/{task.total:,} {task.fields[unit]}"
+            columns = TextColumn(done + "{task.description}")
             self.progress = Progress(BarColumn(bar_width=20), columns, console=self.console)
             self.progress.start()
 
-    def add(self, label: str, start: int, total: int, frames_per_step: int) -> Bar:
+    def add(self, label: str, start: int, total: int, frames_per_step: int | None) -> Bar:
         """Adds a bar.
 
         Args:
           label: what tells it from others, '' for a single one.
           start: agent steps done by earlier runs of the same command.
           total: agent steps in the run.
-          frames_per_step: emulator frames per agent step.
+          frames_per_step: emulator frames per agent step; None: updates are counted instead.
         """
         return Bar(self, f"{label}: " if label else "", start, total, frames_per_step)
 
@@ -39,10 +40,11 @@ class ProgressDisplay:
 class Bar:
     """Shows agent steps, frames, return, steps/s and the time left of one run; made by `ProgressDisplay.add`."""
 
-    def __init__(self, display: ProgressDisplay, label: str, start: int, total: int, frames_per_step: int):
+    def __init__(self, display: ProgressDisplay, label: str, start: int, total: int, frames_per_step: int | None):
         self._display, self._label, self._total, self._frames_per_step = display, label, total, frames_per_step
+        self._unit = "agent steps" if frames_per_step else "updates"
         if display.progress:
-            self._task = display.progress.add_task("", completed=start, total=total, label=label)
+            self._task = display.progress.add_task("", completed=start, total=total, label=label, unit=self._unit)
 
     def advance(self, agent_steps: int) -> None:
         """Moves the bar."""
@@ -53,14 +55,13 @@ class Bar:
         """Shows the state at a log point; the return is the mean of the latest episodes, None before the first."""
         shown = "-" if episode_return is None else f"{episode_return:.1f}"
         left = int(max(0, self._total - agent_steps) / max(steps_per_second, 1e-9))
-        text = (
-            f", {agent_steps * self._frames_per_step:,} frames, return {shown}, {steps_per_second:.0f} steps/s, "
-            f"ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
-        )
+        frames = f", {agent_steps * self._frames_per_step:,} frames" if self._frames_per_step else ""
+        speed = f"{steps_per_second:.0f} {self._unit.rpartition(' ')[2]}/s"
+        text = f"{frames}, return {shown}, {speed}, ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
         if self._display.progress:
             self._display.progress.update(self._task, completed=agent_steps, description=text)
         else:
-            print(f"{self._label}{agent_steps:,}/{self._total:,} agent steps{text}", flush=True)
+            print(f"{self._label}{agent_steps:,}/{self._total:,} {self._unit}{text}", flush=True)
 
     def print(self, text: str) -> None:
         """Prints a line, above the bars if there are any."""

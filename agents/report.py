@@ -7,8 +7,6 @@ import time
 
 import numpy as np
 
-from agents.evaluation import human_normalised
-
 
 class Report:
     """Writes what happened to the logger and shows it to the person watching.
@@ -54,12 +52,13 @@ class Report:
         self._last = (now, trainer.agent_steps, trainer.updates)
         made = trainer.updates - updates
         steps_per_second = (trainer.agent_steps - steps) / elapsed
-        metrics = {
-            "speed/steps_per_second": steps_per_second,
-            "speed/updates_per_second": made / elapsed,
-            "train/epsilon": trainer.epsilon,
-            "train/replay_ratio": made / max(trainer.agent_steps - steps, 1),
-        }
+        metrics = {"speed/updates_per_second": made / elapsed}
+        if trainer.experiment.dataset is None:
+            metrics |= {
+                "speed/steps_per_second": steps_per_second,
+                "train/epsilon": trainer.epsilon,
+                "train/replay_ratio": made / max(trainer.agent_steps - steps, 1),
+            }
         for name, value in trainer.metrics().items():
             metrics[name if "/" in name else f"train/{name}"] = value
         self._write(metrics)
@@ -100,11 +99,12 @@ class Report:
         if len(returns) < x.eval_episodes:
             return False
         metrics = {"eval/return": returns.mean(), "eval/return_std": returns.std()}
-        normalised = human_normalised(x.environment.name, returns.mean())
-        text = f"Evaluation at {self._trainer.agent_steps:,} agent steps: {returns.mean():.1f} +- {returns.std():.1f}"
-        if normalised is not None:
-            metrics["eval/human_normalised"] = normalised
-            text += f", human-normalised {normalised:.3f}"
+        text = f"Evaluation at {self._trainer.agent_steps:,} {x.unit}: {returns.mean():.1f} +- {returns.std():.1f}"
+        for name, score in self._trainer.normalised(returns.mean()).items():
+            metrics[f"eval/{name}"] = score
+            text += f", {name.replace('_', '-')} {score:.3f}"
+        if x.dataset is not None:
+            self._recent.append(metrics["eval/return"])  # there are no other episodes
         self._write(metrics)
         self._logger.flush()
         self._display.print(f"{text} ({len(returns)} episodes, epsilon {x.agent.epsilon_eval})")

@@ -53,31 +53,40 @@ class Run:
         progress = checkpoint.progress if checkpoint else {}
         if checkpoint:  # its files may have been copied from another run
             run_directory.refuse_other_settings(self.run_dir, progress["settings"], run_directory.fixed(self._settings))
-        trainer.allocate_replay()
+        self._check_source(progress)
         if checkpoint:
             trainer.restore(checkpoint)
-        self._logger = owned(Logger(self.run_dir, x.environment.frames_per_step, progress.get("log_offsets")))
+        else:
+            trainer.allocate_replay()
+        self._logger = owned(Logger(self.run_dir, x.frames_per_step, progress.get("log_offsets")))
         if not checkpoint:
             self._logger.describe(self._operative_text, self._settings)
-        self._bar = display.add(label, trainer.agent_steps, x.total_steps, x.environment.frames_per_step)
+        self._bar = display.add(label, trainer.agent_steps, x.total_steps, x.frames_per_step)
         self._report = Report(trainer, self._logger, self._bar, progress.get("report"))
-        self.actor = owned(
-            Actor(x.environment, x.num_envs, trainer.act, x.seed, reseed_every_steps=x.reseed_every_steps)
-        )
-        self._recorded = trainer.agent_steps
-        if not (checkpoint and self._restore_games(checkpoint)):
-            self._store(self.actor.reset())
+        self._recorded, self._episodes = trainer.agent_steps, []
+        self._open_source(checkpoint)
         owes_evaluation = progress.get("owes_evaluation", False)
         if owes_evaluation:
             owes_evaluation = not self._evaluate()
         self._stop(trainer.agent_steps >= x.total_steps, owes_evaluation)
+
+    def _check_source(self, progress) -> None:
+        """Raises ConfigError if what is learned from cannot be gone on with."""
+
+    def _open_source(self, checkpoint) -> None:
+        """Opens the games, and brings them to where they were."""
+        trainer, x = self.trainer, self.trainer.experiment
+        self._actor = Actor(x.environment, x.num_envs, trainer.act, x.seed, reseed_every_steps=x.reseed_every_steps)
+        self._owned.enter_context(contextlib.closing(self._actor))
+        if not (checkpoint and self._restore_games(checkpoint)):
+            self._store(self._actor.reset())
 
     def _restore_games(self, checkpoint) -> bool:
         saved = flax.traverse_util.unflatten_dict(checkpoint.arrays("actor/"), sep="/")
         steps = len(saved["games"]["actions"])
         if steps * len(saved["returns"]) > 20_000:
             self._bar.print(f"Playing the games again, {steps:,} steps from their last seeds to where they were.")
-        exact = self.actor.restore(saved)
+        exact = self._actor.restore(saved)
         if not exact:
             self._bar.print(
                 "WARNING: the games are not where they were after the same seeds and actions: they depend on something "
@@ -89,9 +98,13 @@ class Run:
         self.trainer.add(step)
         self._checkpointer.append(step)
 
+    def send(self) -> None:
+        """Sets the games going."""
+        self._actor.send(self.trainer.params, self.trainer.epsilon)
+
     def recv(self) -> None:
         """Stores what the games gave."""
-        step, self._episodes = self.actor.recv()
+        step, self._episodes = self._actor.recv()
         self._store(step)
 
     def record(self) -> bool:
@@ -133,12 +146,17 @@ class Run:
         """Begins to write a checkpoint; an evaluation that is owed is made when it is resumed."""
         self._refuse_not_finite()
         x, report, offsets = self.trainer.experiment, self._report.save(), self._logger.offsets()
-        progress = {"report": report, "log_offsets": offsets, "owes_evaluation": owes_evaluation}
+        source, told = self._save_source()
+        progress = {"report": report, "log_offsets": offsets, "owes_evaluation": owes_evaluation, **told}
         progress["settings"] = run_directory.fixed(self._settings)
-        arrays = self.trainer.save() | flatten("actor", self.actor.save())
+        arrays = self.trainer.save() | source
         if not all(np.isfinite(array).all() for name, array in arrays.items() if name.startswith("learner/params/")):
             raise FloatingPointError("The parameters are not finite. " + WHAT_HELPS)
         self._checkpointer.save(self.trainer.agent_steps, arrays, progress, x.replay.num_rows(x.num_envs))
+
+    def _save_source(self) -> tuple[dict, dict]:
+        """Returns arrays and progress to save of what is learned from."""
+        return flatten("actor", self._actor.save()), {}
 
     def _refuse_not_finite(self) -> None:
         """Stops a run whose loss is NaN or infinite, before it is saved, and writes down the batch that did it."""

@@ -36,6 +36,7 @@ MAY_CHANGE = {
     "Experiment.eval_every_steps",
     "Experiment.eval_episodes",
     "Learner.num_devices",
+    "Dataset.paths",  # the same data may lie elsewhere; its digest is in the checkpoints
 }
 MANIFEST, LOCK = "manifest.json", ".lock"
 ENVIRONMENT = ("XLA_FLAGS", "GLIBC_TUNABLES")
@@ -130,6 +131,7 @@ def create(run_dir: Path, trainer, cfg: config.Config, title: str) -> None:
         "num_envs": x.num_envs,
         "parameters": trainer.num_parameters,
         "replay_bytes": trainer.replay_bytes,
+        **({"dataset": trainer.data.description()} if x.dataset else {}),
     }
     run_dir.mkdir(parents=True, exist_ok=True)
     _write(run_dir, manifest, cfg)

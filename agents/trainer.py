@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import psutil
 
-from agents import evaluation
+from agents import evaluation, probe
 from agents.checkpoint import Checkpoint, flatten
 from agents.config_checks import ConfigError
 from agents.diagnosis import make_diagnose
 from agents.experiment import Experiment
 from agents.learner import make_update
 from agents.step import gather, make_step, spread
+from replay.ring import Replay
 from replay.samplers import Uniform
 
 # The features are measured on 2,048 states as in Kumar et al. 2021; in batches, for the sake of memory.
@@ -40,13 +41,14 @@ class Trainer:
         self.network, observation = x.build_network()
         self._stack, *self._shape = observation.shape[1:]
         self._dtype = observation.dtype
-        check_memory(self.replay_bytes, x.replay.capacity)
+        self._ring = self._make_ring(observation)
+        check_memory(self.replay_bytes, self._ring.capacity)
         self._mesh = x.learner.mesh()
         self._num_seeds = 1  # that learn in one call
 
         self.act = jax.jit(partial(x.agent.act, self.network, x.head), static_argnames="noise")
         window = {"stack": self._stack, "n_step": x.agent.n_step}
-        rewards = {"discount": x.agent.discount, "max_abs_reward": x.agent.max_abs_reward}
+        rewards = {"discount": x.agent.discount, "max_abs_reward": self._max_abs_reward}
         sample = partial(x.replay.sample, **window, **rewards, batch_size=x.learner.batch_size)
         self._gather = jax.jit(partial(x.replay.gather, **window, **rewards))
         update = make_update(x.learner, x.agent, self.network, x.head, x.replay_ratio)
@@ -57,13 +59,42 @@ class Trainer:
         self._add = jax.jit(partial(x.replay.add, **window), donate_argnums=0)
 
         self._init = partial(jax.jit(partial(x.learner.init, self.network)), observation=observation)
+        self._torso = None
+        if (x.torso_from is not None) != getattr(self.network, "freeze_torso", False):
+            raise ConfigError(
+                "Experiment.torso_from and QNetwork.freeze_torso go together: use --freeze_torso RUN_DIR."
+            )
         try:
+            if x.torso_from is not None:
+                params = jax.eval_shape(self.network.init, jax.random.key(0), observation)
+                self._torso = probe.torso_of(x.torso_from, self.network.torso, params["params"]["torso"])
             self._begin()
+        except ConfigError:
+            raise
         except ValueError as error:
             raise ConfigError(f"The network does not fit {x.environment.name}: {error}") from error
 
+    def _make_ring(self, observation) -> Replay:
+        """Returns the settings of the replay."""
+        del observation
+        return self.experiment.replay
+
+    @property
+    def _columns(self) -> int:
+        """Games whose steps lie side by side in the replay."""
+        return self.experiment.num_envs
+
+    @property
+    def _max_abs_reward(self) -> float | None:
+        """To what the replay clips rewards."""
+        return self.experiment.agent.max_abs_reward
+
+    def _check_seeds(self, number: int) -> None:
+        check_memory(self.replay_bytes, self._ring.capacity, number)
+
     def _begin(self) -> None:
-        self._place(self._init(key=jax.random.key(self.experiment.seed)))
+        state = self._init(key=jax.random.key(self.experiment.seed))
+        self._place(state if self._torso is None else probe.with_torso(state, self._torso))
         self.replay_state = None
         self.agent_steps, self.updates, self._sums = 0, 0, {}
 
@@ -76,7 +107,7 @@ class Trainer:
         """
         if self._mesh is not None:
             raise ConfigError("Several seeds learn on one device: pass --seeds or --mesh, not both.")
-        check_memory(self.replay_bytes, self.experiment.replay.capacity, len(seeds))
+        self._check_seeds(len(seeds))
         trainers = [copy.copy(self) for _ in seeds]
         for trainer, seed in zip(trainers, seeds, strict=True):
             trainer.experiment = dataclasses.replace(self.experiment, seed=seed)
@@ -105,8 +136,7 @@ class Trainer:
     @property
     def replay_bytes(self) -> int:
         """Memory of the replay, which is allocated at once."""
-        x = self.experiment
-        return x.replay.num_bytes(x.num_envs, self._shape, self._dtype)
+        return self._ring.num_bytes(self._columns, self._shape, self._dtype)
 
     @property
     def epsilon(self) -> float:
@@ -119,15 +149,14 @@ class Trainer:
         Raises:
           MemoryError: if the device has no room for it after all.
         """
-        x = self.experiment
         try:
-            self.replay_state = jax.block_until_ready(x.replay.init(x.num_envs, self._shape, self._dtype))
+            self.replay_state = jax.block_until_ready(self._ring.init(self._columns, self._shape, self._dtype))
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             raise MemoryError(
                 f"The device has no room for a replay of {self.replay_bytes / 1e9:.2f} GB. Pass a smaller "
-                f"--replay_capacity than {x.replay.capacity}."
+                f"--replay_capacity than {self._ring.capacity}."
             ) from error
 
     def add(self, step) -> None:
@@ -172,8 +201,7 @@ class Trainer:
         found = jax.device_get(self._sums.get("not_finite", {"found": False}))
         if not found["found"]:
             return None
-        x = self.experiment
-        row, game = np.divmod(found["index"], x.num_envs)
+        row, game = np.divmod(found["index"], self._columns)
         batch = self._gather(self.replay_state, row, game, found["weight"])
         return {**batch._asdict(), "index": found["index"], "update": found["update"]}
 
@@ -189,13 +217,18 @@ class Trainer:
         play = partial(evaluation.evaluate, x.environment, self.act, self.params)
         return play(x.eval_episodes, x.agent.epsilon_eval, (x.seed, self.agent_steps), stop)
 
+    def normalised(self, mean_return: float) -> dict[str, float]:
+        """Scores of a mean return, by what they are measured against."""
+        human = evaluation.human_normalised(self.experiment.environment.name, mean_return)
+        return {} if human is None else {"human_normalised": human}
+
     def save(self) -> dict[str, np.ndarray]:
         """Copies all state but the replay's rows to the host, for a checkpoint."""
         state = {"learner": self.local_state, "priorities": self.replay_state.priorities, "sums": self._sums}
         return {key: array for name, tree in state.items() for key, array in flatten(name, tree).items()}
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Continues from a checkpoint. The replay must have been allocated.
+        """Allocates the replay, and continues from a checkpoint.
 
         Raises:
           ConfigError: if it does not fit this experiment.
@@ -207,6 +240,10 @@ class Trainer:
         if self._sums:  # names of metrics have slashes of their own
             names = [name for name in self._sums if name.startswith("not_finite/")]
             self._sums["not_finite"] = {name.removeprefix("not_finite/"): self._sums.pop(name) for name in names}
+        self._restore_replay(checkpoint)
+
+    def _restore_replay(self, checkpoint: Checkpoint) -> None:
+        self.allocate_replay()
         priorities = checkpoint.restore("priorities", self.replay_state.priorities)
         rows = min(checkpoint.rows, self.experiment.replay.num_rows(self.experiment.num_envs))
         pieces = checkpoint.log.pieces(checkpoint.rows - rows, checkpoint.rows)

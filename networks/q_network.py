@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from networks.layers import dense
@@ -25,6 +26,7 @@ class QNetwork(nn.Module):
         logit by logit (Wang et al. 2016, https://arxiv.org/abs/1511.06581, Equation 9).
       noise: initial noise of the last layer's weights, see `layers.NoisyDense`; 0 for an ordinary layer.
       kernel_init: initializer of the last layer.
+      freeze_torso: no gradient goes beyond the last layer, so that only this is trained: a linear probe.
     """
 
     num_actions: int
@@ -33,11 +35,14 @@ class QNetwork(nn.Module):
     dueling: bool = False
     noise: float = 0.0
     kernel_init: Callable[..., Any] = xavier_uniform
+    freeze_torso: bool = False
 
     @nn.compact
     def __call__(self, observation):
         """Returns (logits [B, A, m], features [B, d])."""
         features = self.torso(observation)
+        if self.freeze_torso:
+            features = jax.lax.stop_gradient(features)
         rows = self.num_actions + self.dueling
         last = dense(rows * self.num_logits, self.noise, kernel_init=self.kernel_init, name="head")
         logits = last(features.astype(jnp.float32)).reshape(-1, rows, self.num_logits)

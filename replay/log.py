@@ -20,6 +20,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorstore
@@ -29,6 +30,7 @@ from replay.ring import TimeStep
 DIRECTORY = "replay"
 CHUNK_BYTES = 8 * 2**20  # of observations, before compression: what is held in memory, and read at a time
 MAX_CHUNK = 2**16  # rows
+CACHE_BYTES = 2**28  # of chunks read in part
 PENDING_CHUNKS = 2  # that may wait for the disk before the games do
 COMPRESSION = {"name": "zstd", "configuration": {"level": 1, "checksum": True}}  # 1.4 GB/s; level 3 gains 5 %
 
@@ -151,7 +153,7 @@ def remove_segment(path: Path) -> None:
 
 
 class Log:
-    """Reads rows of consecutive segments, piece by piece.
+    """Reads rows of consecutive segments, piece by piece, or one of its arrays.
 
     Args:
       paths: directories of the segments, in order.
@@ -161,6 +163,8 @@ class Log:
         self._segments = [(int(path.name), json.loads(listing(path).read_bytes())["rows"], path) for path in paths]
         self.first_row = self._segments[0][0] if self._segments else 0
         self.end = sum(self._segments[-1][:2]) if self._segments else 0  # exclusive
+        self._opened: dict[tuple[Path, str], Any] = {}  # of `array`
+        self._cache = tensorstore.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
 
     def pieces(self, start: int, stop: int):
         """Yields (row, `TimeStep` of arrays [rows, N, ...]) from `start` to before `stop`, each of a chunk or less.
@@ -181,9 +185,29 @@ class Log:
                 yield first + low, TimeStep(*(array[low:end].read().result() for array in arrays))
                 low = end
 
+    def array(self, name: str, start: int, stop: int, game=slice(None)) -> list[tensorstore.TensorStore]:
+        """Returns one field of `TimeStep` from `start` to before `stop`, as parts to be read one after the other.
 
-def _open(path: Path):
-    return tensorstore.open({"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}).result()
+        Parts of chunks that lie side by side are kept for the next read, since each chunk holds all games.
+
+        Args:
+          name: e.g. 'observation'.
+          start, stop: rows that the log holds.
+          game: which of the N.
+        """
+        parts = []
+        for first, rows, path in self._segments:
+            low, high = max(start - first, 0), min(stop - first, rows)
+            if low < high:
+                if (path, name) not in self._opened:
+                    self._opened[path, name] = _open(path / name, self._cache)
+                parts.append(self._opened[path, name][low:high, game])
+        return parts
+
+
+def _open(path: Path, context: tensorstore.Context | None = None):
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}
+    return tensorstore.open(spec, context=context, open=True).result()
 
 
 def verify_segment(path: Path, digest: str) -> None:

@@ -106,6 +106,16 @@ class Replay:
         state = ReplayState(steps, (state.head + 1) % rows, jnp.minimum(state.size + 1, rows), state.priorities)
         return state._replace(priorities=self.sampler.add(state, stack, n_step))
 
+    def extend(self, state: ReplayState, steps: TimeStep) -> ReplayState:
+        """Writes consecutive rows [rows, N, ...] over the oldest, for samplers that keep nothing.
+
+        Their number must divide that of the ring's rows, so that no block goes beyond its end.
+        """
+        rows, number = state.steps.first.shape[0], steps.first.shape[0]
+        written = _write(state.steps, steps, state.head)
+        head, size = (state.head + number) % rows, jnp.minimum(state.size + number, rows)
+        return ReplayState(written, head, size, state.priorities)
+
     def restore(self, empty: ReplayState, pieces, priorities) -> ReplayState:
         """Puts rows back where they were. `empty` is donated; no more memory is needed than for one piece.
 

@@ -33,9 +33,19 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--group_by", action="append", metavar="SETTING", help="group by this setting only; may be repeated")
     add("--groups", action="append", metavar="TEXT", help="only groups whose name contains this; may be repeated")
     add("--games", help="only these games, separated by commas")
-    add("--metric", choices=tuple(runs.TAGS), default="train", help="returns of training or of evaluations")
+    add(
+        "--metric",
+        choices=tuple(runs.TAGS),
+        help="returns of training or of evaluations (offline runs have these only)",
+    )
     add("--window", type=int, help="frames over which returns are averaged (default: 1,000,000, less for short runs)")
     add("--frames", type=int, help="compare up to here; shorter runs are left out (default: as far as all groups go)")
+    add("--updates", type=int, dest="frames", help="the same, of offline runs")
+    add(
+        "--normalise",
+        choices=analysis.NORMALISE,
+        help="by a human's score, or of offline runs the data set's (default)",
+    )
     add("--scores", help="CSV table (game, random, human) to normalise by, beside the shipped one")
     add("--resamples", type=int, default=2_000, help="of the bootstrap (default: 2000)")
     add("--watch", nargs="?", type=float, const=60, metavar="SECONDS", help="repeat, by default every minute")
@@ -68,7 +78,7 @@ def compare(args, output: Path) -> None:
     comparison = groups.compare(read(args, problems), args.group_by, args.groups, args.window, args.frames)
     comparison.notes[:0] = problems
     scores = analysis.read_scores(args.scores) if args.scores else None
-    result = analysis.analyse(comparison, scores, args.resamples)
+    result = analysis.analyse(comparison, scores, args.resamples, args.normalise)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".compare-") as directory:
         write(result, Path(directory))

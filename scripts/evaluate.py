@@ -48,11 +48,12 @@ def main(argv=None) -> int:
     epsilon = agent.epsilon_eval if args.epsilon is None else args.epsilon
     entropy = (args.seed, policy.agent_steps)
     returns = evaluate(environment, policy.act, policy.params, args.episodes, epsilon, entropy)
+    steps, per_step = policy.agent_steps, policy.experiment.frames_per_step
+    made = {"agent_steps": steps, "frames": steps * per_step} if per_step else {"updates": steps}
     result = {
         "run_dir": args.run_dir,
         "game": environment.name,
-        "agent_steps": policy.agent_steps,
-        "frames": policy.agent_steps * environment.frames_per_step,
+        **made,
         "episodes": args.episodes,
         "epsilon": epsilon,
         "mean": returns.mean(),

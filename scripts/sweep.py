@@ -37,6 +37,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--games", help="instead of the sweep's: a set, e.g. atari_5, or names, e.g. Pong,Breakout")
     add("--seeds", help="instead of the sweep's: a number K for seeds 0 to K - 1, or a list, e.g. 3,4")
     add("--steps", type=int, help="instead of the sweep's: length of each run in agent steps")
+    add("--updates", type=int, help="instead of the sweep's: length of each offline run")
+    add("--dataset", nargs="+", metavar="DIR", help="instead of the sweep's: data sets; {game} stands for the game")
     add("--preset", help="instead of the sweep's: paper, fast, quick or minatar")
     add("--base_dir", default="runs", help="parent of the run directories (default: runs)")
     add("--jobs", type=int, help="runs at a time (default: 1; of SLURM: as many as it allows)")
@@ -61,7 +63,7 @@ def changes(args) -> dict:
     Raises:
       ConfigError: for seeds that are no numbers.
     """
-    result = {"steps": args.steps, "preset": args.preset}
+    result = {"steps": args.steps, "updates": args.updates, "dataset": args.dataset, "preset": args.preset}
     if args.games is not None:
         # Games are written in CamelCase, sets are not.
         result["games"] = args.games if args.games[:1].islower() else [name for name in args.games.split(",") if name]

@@ -7,6 +7,7 @@ examples:
   python scripts/train.py --game Asterix --preset quick --steps 100000 --seed 1
   python scripts/train.py --env MinAtar/Breakout-v1 --head two_hot
   python scripts/train.py --env CartPole-v1 --head mse --steps 50000
+  python scripts/train.py --game Pong --agent cql --dataset runs/Pong --updates 100000     from a replay log
   python scripts/train.py --base_dir=runs --gin_files=configs/dqn.gin --gin_files=configs/heads/hl_gauss.gin \\
       --gin_bindings='Learner.batch_size = 64'
 """
@@ -15,9 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import os
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,18 +25,18 @@ from agents import launch
 if __name__ == "__main__":
     launch.prepare()
 
-import jax
-
 from agents import config, run_directory
 from agents.checkpoint import Checkpoint, newest
 from agents.config_checks import ALLOW_IMPORT
-from agents.environments import Atari
 from agents.loop import train
+from agents.offline import OfflineRun, OfflineTrainer
 from agents.run import Run
 from agents.trainer import Trainer
 from replay.log import DamagedError
+from training import messages
 
 DEFAULT_HEADS = {"rainbow": "c51", "full_rainbow": "c51"}  # the agents' own; hl_gauss for all others
+OFFLINE = ("cql",)  # agents that learn from a data set, and have no schedule for games
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -60,6 +59,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="length of the run in agent steps")
     length.add_argument("--frames", type=int, help="length of the run in frames (4 per agent step on Atari)")
+    length.add_argument("--updates", type=int, help="length of an offline run in updates")
     add("--num_envs", type=int, help="games stepped in parallel; 0 chooses by the machine")
     add("--warmup_steps", type=int, help="agent steps before the first update")
     add("--replay_capacity", type=int, help="transitions kept")
@@ -71,6 +71,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--gin_files", action="append", default=[], metavar="FILE", help="gin file, may be repeated; later ones win")
     add("--gin_bindings", action="append", default=[], metavar="BINDING", help="gin binding, may be repeated")
     add("--allow_import", action="append", default=[], metavar="PKG", help=ALLOW_IMPORT)
+    add("--dataset", nargs="+", metavar="DIR", help="of --agent cql: runs with a replay log, or their parents")
+    add("--freeze_torso", metavar="RUN", help="train a fresh last layer on the frozen torso of this run")
     add("--log_replay", action="store_true", help="keep every transition of the run, as a data set")
     add("--deterministic", action="store_true", help="the same bits on a GPU, too, where XLA can; slower")
     add("--print_config", action="store_true", help="print the operative config and stop")
@@ -87,7 +89,7 @@ def gin_files(args) -> list[str]:
         "environments": (("minatar" if is_minatar else "gymnasium") if args.env else None, None),
         ".": (args.agent, "dqn"),
         "heads": (args.head, DEFAULT_HEADS.get(agents[-1], "hl_gauss")),
-        "presets": (args.preset, "minatar" if is_minatar else "fast"),
+        "presets": (args.preset, None if agents[-1] in OFFLINE else "minatar" if is_minatar else "fast"),
         "torsos": (args.torso, None),
     }
     files = []
@@ -117,7 +119,10 @@ def bindings(args) -> list[str]:
         "Atari.game": args.game,
         "Gymnasium.id": args.env,
         "Experiment.seed": args.seed,
-        "Experiment.total_steps": args.steps,
+        "Experiment.total_steps": args.updates if args.steps is None else args.steps,
+        "Dataset.paths": args.dataset,
+        "Experiment.torso_from": args.freeze_torso,
+        "QNetwork.freeze_torso": args.freeze_torso is not None or None,
         "Experiment.num_envs": args.num_envs,
         "Experiment.warmup_steps": args.warmup_steps,
         "Replay.capacity": args.replay_capacity,
@@ -141,6 +146,10 @@ def load(args, **more) -> config.Config:
     """Loads the configuration of a command line, with `more` bindings to `Experiment`."""
     files, lines = gin_files(args), bindings(args)
     cfg = config.load(files, lines, allowed(args))
+    if cfg.experiment.dataset is None and args.updates is not None:
+        raise config.ConfigError("--updates is the length of an offline run (--agent cql). Use --steps or --frames.")
+    if cfg.experiment.dataset is not None and (args.steps, args.frames) != (None, None):
+        raise config.ConfigError("An offline run makes no steps in games: use --updates.")
     if args.frames is not None:
         more["total_steps"] = args.frames // cfg.experiment.environment.frames_per_step
     if more:
@@ -186,7 +195,7 @@ class Job(NamedTuple):
     def how(self) -> str:
         """How it starts."""
         if self.checkpoint:
-            return f"goes on at {self.start:,} agent steps"
+            return f"goes on at {self.start:,} {self.cfg.experiment.unit}"
         return "starts over: it has no checkpoint" if self.manifest else "new"
 
 
@@ -222,58 +231,6 @@ def jobs(args) -> list[Job]:
     return [first, *map(job, others)]
 
 
-def announce(trainer: Trainer, todo: list[Job], args) -> None:
-    """Prints what is about to run."""
-    x, env = trainer.experiment, trainer.experiment.environment
-    if run_directory.unused_gpu():
-        print(
-            "*" * 100 + "\nWARNING: this machine has a GPU, but JAX runs on the CPU, many times slower.\n"
-            "Install JAX for it: make setup EXTRA=cuda13\n" + "*" * 100
-        )
-    if len(todo) > 1 and jax.default_backend() == "cpu":
-        print("WARNING: on a CPU several seeds learn faster in processes of their own: scripts/sweep.py --jobs.")
-    protocol = ", ".join(f"{field.name} {getattr(env, field.name)}" for field in dataclasses.fields(env))
-    frames = x.total_steps * env.frames_per_step
-    order = (
-        f"stepped while the learner computes: updates come one step of all games ({x.num_envs} agent steps) later"
-        if x.overlap
-        else "stepped in turn with the learner"
-    )
-    presets = [Path(file) for file in gin_files(args) if config.folder(file) == "presets"]
-    seeds, times = [str(job.seed) for job in todo], f"{len(todo)} times " if len(todo) > 1 else ""
-    rows = {
-        "Preset": "; ".join(f"{path.stem}: {path.read_text().partition(chr(10))[0].strip('# ')}" for path in presets),
-        "Run": ("\n" + " " * 10).join(f"{job.run_dir} ({job.how})" for job in todo),
-        "Device": run_directory.device(),
-        "Protocol": f"{type(env).__name__}: {protocol}",
-        "Length": f"{x.total_steps:,} agent steps = {frames:,} frames, seed {', '.join(seeds)}",
-        "Games": f"{x.num_envs}, {order}",
-        "Head": f"{x.head}",
-        "Network": f"{trainer.num_parameters:,} parameters",
-        "Replay": f"{times}{x.replay.capacity:,} transitions, {trainer.replay_bytes / 1e9:.2f} GB, allocated at once",
-        "Curves": f"{program('tensorboard')} --logdir {args.run_dir or args.base_dir}",
-    }
-    for key, text in rows.items():
-        print(f"{key:<9} {text}")
-    for job in todo:
-        if job.manifest and (changed := run_directory.differences(job.manifest)):
-            print(f"NOTE: {job.run_dir} goes on under other circumstances, which may change bits: {'; '.join(changed)}")
-    for line in todo[0].cfg.overrides:
-        print(f"Override  {line}")
-
-
-def program(name: str) -> str:
-    """How to call a program of this Python's environment from the working directory."""
-    return os.path.relpath(Path(sys.executable).parent / name)
-
-
-def evaluate_command(run_dir: Path, args) -> str:
-    """How to evaluate a run from the working directory."""
-    script = os.path.relpath(Path(__file__).with_name("evaluate.py"))
-    packages = "".join(f" --allow_import {package}" for package in allowed(args))
-    return f"{program('python')} {script} {run_dir} --episodes 10{packages}"
-
-
 def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     args = parse_args(argv)
@@ -285,13 +242,13 @@ def main(argv=None) -> int:
     wanted = jobs(args)
     for job in wanted:
         if job.finished and job.intact():
-            print(f"{job.run_dir} is finished: {job.start:,} agent steps. Pass more --steps to go on, or evaluate it:")
-            print(evaluate_command(job.run_dir, args))
+            print(messages.finished(job, allowed(args)))
     todo = [job for job in wanted if not job.finished or not job.intact()]
     if not todo:
         return 0
 
-    trainers = [Trainer(todo[0].cfg.experiment)]
+    offline = todo[0].cfg.experiment.dataset is not None
+    trainers = [(OfflineTrainer if offline else Trainer)(todo[0].cfg.experiment)]
     if len(todo) > 1:
         trainers = trainers[0].with_seeds([job.seed for job in todo])
     with contextlib.ExitStack() as locks:
@@ -304,27 +261,16 @@ def main(argv=None) -> int:
                 run_directory.resume(job.run_dir, job.manifest, job.start, job.cfg)
             else:
                 run_directory.create(job.run_dir, trainer, job.cfg, job.title)
-        announce(trainers[0], todo, args)
+        presets = [Path(file) for file in gin_files(args) if config.folder(file) == "presets"]
+        messages.announce(trainers[0], todo, presets, args.run_dir or args.base_dir)
         runs = [
-            Run(trainer, job.run_dir, job.cfg.operative_text, job.cfg.settings)
+            (OfflineRun if offline else Run)(trainer, job.run_dir, job.cfg.operative_text, job.cfg.settings)
             for job, trainer in zip(todo, trainers, strict=True)
         ]
         interrupted_by = train(runs, args.profile)
     for run in runs:
-        print(outcome(run, args))
+        print(messages.outcome(run, allowed(args)))
     return 128 + interrupted_by if interrupted_by else 0
-
-
-def outcome(run: Run, args) -> str:
-    """What has become of a run."""
-    x, steps = run.trainer.experiment, run.trainer.agent_steps
-    if run.evaluated:
-        can_be_shown = isinstance(x.environment, Atari)  # others may need packages of their own to render
-        video = " --video out.mp4" if can_be_shown else ""
-        return f"Finished: {run.run_dir}\nEvaluate: {evaluate_command(run.run_dir, args)}{video}"
-    interrupted = f"Interrupted at {steps:,} agent steps; all is saved. "
-    left = "goes on from there" if steps < x.total_steps else "makes the final evaluation, which alone is missing"
-    return f"{interrupted}The same command {left}."
 
 
 if __name__ == "__main__":

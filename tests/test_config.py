@@ -32,7 +32,9 @@ def names(folder):
     return sorted(path.stem for path in (config.CONFIGS / folder).glob("*.gin") if path.stem != "base")
 
 
-HEADS, AGENTS, MINATAR = names("heads"), names("."), "--env=MinAtar/Breakout-v1"
+HEADS, MINATAR = names("heads"), "--env=MinAtar/Breakout-v1"
+AGENTS = [name for name in names(".") if name not in train.OFFLINE]
+CQL = ["--agent=cql", "--dataset", "logs"]
 # The part that each head's file names, with its values; the optimizer's lr and eps (Tables B.1-B.3).
 PAPER = {
     "mse": (Scalar("mse"), 6.25e-5, 1.5e-4),
@@ -101,6 +103,45 @@ def test_every_composition_builds_and_comes_back_from_its_config_file(agent, hea
     comes_back(experiment, tmp_path)
 
 
+@pytest.mark.parametrize("task", ["--game=Pong", "--env=CartPole-v1", MINATAR])
+@pytest.mark.parametrize("head", HEADS)
+def test_cql_goes_with_every_head_and_task(task, head, tmp_path):
+    """The released config: jax_classy_cql.gin in Dopamine's labs/offline_rl; one optimizer for all heads."""
+    experiment, overrides = load(*CQL, task, f"--head={head}", "--seed=3")
+    assert_adam(experiment, 6.25e-5, 3.125e-4)
+    agent, learner = experiment.agent, experiment.learner
+    assert (agent.double, agent.cql_alpha, agent.target, agent.n_step, agent.discount) == (True, 0.1, "max", 1, 0.99)
+    assert (learner.batch_size, learner.target_period_steps, experiment.total_steps) == (32, 2000, 6_250_000)
+    assert agent.max_abs_reward == (1.0 if task == "--game=Pong" else None)
+    assert experiment.dataset.paths == ["logs"] and experiment.updates_due(123) == 123
+    comes_back(experiment, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ([*CQL, "--steps=100"], "makes no steps in games: use --updates"),
+        ([*CQL, "--frames=100"], "makes no steps in games: use --updates"),
+        (["--updates=100000"], "--updates is the length of an offline run"),
+        ([*CQL, "--preset=quick"], "Experiment.num_envs, Experiment.overlap.*would have no effect.*--preset"),
+        ([*CQL, *bind("DQN.epsilon_train = 0.1")], "DQN.epsilon_train would have no effect"),
+        ([*CQL, "--log_replay"], "Experiment.log_replay would have no effect"),
+        ([*CQL, *bind("Dataset.fraction = 0.0")], r"Dataset.fraction lies in \(0, 1\]"),
+        ([*CQL, *bind("Dataset.choose = 'last'")], "Dataset.choose is 'last'; allowed: 'random', 'first'"),
+        ([*CQL, *bind("Dataset.reward_noise = -0.1")], "Dataset.reward_noise must be a number from 0 on"),
+        ([*CQL, *bind("DQN.target = 'mean'")], "DQN.target is 'mean'; allowed: 'max', 'sarsa', 'monte_carlo'"),
+        ([*CQL, *bind("DQN.target = 'sarsa'")], "DQN.double picks the best action"),
+        ([*CQL, *bind("DQN.cql_alpha = -1.0")], "DQN.cql_alpha must be a number from 0 on"),
+        (["--agent=cql"], "needs one: --dataset DIR"),
+        (bind("DQN.target = 'monte_carlo'"), "it is for data sets, --agent cql"),
+        (["--dataset", "logs"], "Dataset.paths = .*is not used by this run"),
+    ],
+)
+def test_offline_settings_that_would_have_no_effect_are_refused(flags, message):
+    with pytest.raises(config.ConfigError, match=message):
+        load(*flags)
+
+
 @pytest.mark.parametrize("task", ["--game=MsPacman", "--env=CartPole-v1", MINATAR])
 @pytest.mark.parametrize("torso", names("torsos"))
 @pytest.mark.parametrize("agent", AGENTS)
@@ -148,7 +189,7 @@ def test_paper(head):
         noop_max=0,
         full_action_space=False,
     )
-    agent = {"discount": 0.99, "n_step": 1, "double": False, "max_abs_reward": 1.0}
+    agent = {"discount": 0.99, "n_step": 1, "double": False, "max_abs_reward": 1.0, "target": "max", "cql_alpha": 0.0}
     agent |= {"epsilon_initial": 1.0, "epsilon_train": 0.01, "epsilon_eval": 0.001, "epsilon_decay_steps": 250_000}
     assert dataclasses.asdict(experiment.agent) == agent
     schedule = {
@@ -633,7 +674,7 @@ def test_other_settings_are_refused_and_named(run_dir):
 
 def test_what_may_change_exists():
     """A renamed setting must not silently become one that refuses."""
-    load()
+    load(*CQL)
     assert run_directory.MAY_CHANGE <= config.settings().keys()
 
 

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from agents import config, logger
+from agents.dataset import Dataset
 from agents.environments import ROMS
 from scripts import sweep
 from sweeping import cost, grid, local, progress, slurm
@@ -27,7 +28,7 @@ ONE = "grid.Sweep.grids = [@grid.Grid()]\n"
 TESTS = Path(__file__).parent
 SHIPPED = sorted(path.stem for path in grid.SWEEPS.glob("*.gin"))
 SIZES = {"atari_1": 1, "atari_5": 5, "atari_10": 10, "atari_26": 26, "atari_60": 60}
-SIZES |= {"soft_moe_20_printed": 20, "soft_moe_20_figures": 20}
+SIZES |= {"soft_moe_20_printed": 20, "soft_moe_20_figures": 20, "offline_17": 17}
 
 
 @pytest.fixture
@@ -210,7 +211,7 @@ def test_sets_of_games():
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_sweeps(name, tmp_path):
+def test_shipped_sweeps(name, tmp_path, monkeypatch):
     """Each has the runs that its remarks say; every arm of it starts, on one of its games."""
     counts = {"losses": 60 * 4 * 5, "learning_rates": 60 * 5 * 5, "soft_moe": 20 * (2 * 4 + 4) * 5}
     counts |= {
@@ -218,13 +219,21 @@ def test_shipped_sweeps(name, tmp_path):
         "stickiness": 60 * 2 * 3 * 5,
         "quick": 2 * 3 * 3,
         "minatar": 5 * 4 * 2,
+        "offline_losses": 17 * 4 * 3,
+        "offline_softmax": 17 * 4 * 2 * 3,
+        "offline_noise": 17 * 2 * 4 * 3,
+        "offline_targets": 17 * 3 * 2 * 3,
+        "offline_quick": 4 * 2,
     }
+    monkeypatch.setattr(Dataset, "most_rows", lambda self: 1000)  # there are no logs
     cells = grid.read(f"configs/sweeps/{name}.gin").cells()
     assert len({cell[:3] for cell in cells}) == len(cells) == counts[name]
     arms = {cell.flags: cell for cell in cells}
     runs = Plan(str(tmp_path)).runs(list(arms.values()))
     assert len({planned.run_dir for planned in runs}) == len(arms)
-    assert {planned.total for planned in runs} == {{"quick": 60_000, "minatar": 500_000}.get(name, 50_000_000)}
+    lengths = {"quick": 60_000, "minatar": 500_000, "offline_quick": 50_000}
+    lengths |= dict.fromkeys(("offline_losses", "offline_softmax", "offline_noise", "offline_targets"), 6_250_000)
+    assert {planned.total for planned in runs} == {lengths.get(name, 50_000_000)}
 
 
 def test_the_paper_s_arms_are_shared(tmp_path):
@@ -287,7 +296,7 @@ def test_dry_run_writes_nothing(write, tmp_path, capsys):
         "Pong/rainbow-mse-quick/seed0": "?",
         "Pong/rainbow-c51-quick/seed0": "?",
     }
-    assert "4 runs, 0 finished; 800,000 agent steps left in 4" in out
+    assert "4 runs, 0 finished; 800,000 steps left in 4" in out
     assert f"about {200_000 / speed / 3600:.2f} hours with --jobs 2" in out and "without the 2 runs" in out
     assert "replay of 2 at a time: up to 2.8" in out  # 200,000 frames each, and priorities
     assert sweep.main([*command, "--steps_per_second=100"]) == 0
@@ -298,7 +307,7 @@ def test_dry_run_writes_nothing(write, tmp_path, capsys):
 def test_finished_runs_cost_nothing():
     lines = cost.table([run(start=1000), run("Pong/dqn-mse-fast/seed1", start=400)], "nowhere", 1, 10.0)
     assert lines[1].split() == ["Pong/dqn-mse-fast/seed0", "finished", "0"]
-    assert "2 runs, 1 finished; 600 agent steps left in 1" in lines
+    assert "2 runs, 1 finished; 600 steps left in 1" in lines
 
 
 def test_the_end_of_a_log_is_read(tmp_path):

@@ -16,6 +16,7 @@ from comparison import statistics
 from comparison.groups import TABLE_WINDOWS, Comparison
 
 THRESHOLDS = 101  # of performance profiles
+NORMALISE = ("human", "behaviour")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,24 +69,38 @@ def read_scores(path) -> dict[str, tuple[float, float]]:
         ) from error
 
 
-def analyse(comparison: Comparison, scores=None, resamples: int = 2_000) -> Analysis:
+def behaviour_scores(comparison: Comparison, scores) -> dict[str, tuple[float, float]]:
+    """Random score and behaviour return of each game; none of a game whose runs have several behaviour returns."""
+    found: dict[str, set] = {}
+    for group in comparison.groups:
+        for run in group.runs:
+            found.setdefault(run.game, set()).add(run.behaviour_return)
+    table = {game: (scores.get(game, (0.0,))[0], *values) for game, values in found.items() if len(values) == 1}
+    return {game: pair for game, pair in table.items() if pair[1] is not None and pair[0] != pair[1]}
+
+
+def analyse(comparison: Comparison, scores=None, resamples: int = 2_000, normalise: str | None = None) -> Analysis:
     """Computes everything that is shown.
 
     Args:
       comparison: the groups.
       scores: game -> (random, human); None takes the table of agents/atari_scores.csv.
       resamples: of the bootstrap.
+      normalise: by the score of a 'human', or by the 'behaviour' return of the data set; None takes that of offline
+        runs.
     """
     scores = evaluation.scores() if scores is None else scores
-    games, unit = [game for game in comparison.games if game in scores], "human-normalised score"
+    reference = normalise or ("behaviour" if comparison.unit == "updates" else "human")
+    if reference == "behaviour":
+        scores = behaviour_scores(comparison, scores)
+    games, unit = [game for game in comparison.games if game in scores], f"{reference}-normalised score"
     without = [game for game in comparison.games if game not in scores]
     if not games and len(comparison.games) == 1:
         games, unit, scores = comparison.games, "return", {comparison.games[0]: (0.0, 1.0)}
-        note = f"{games[0]} has no human score: returns are raw, and there is no optimality gap."
+        note = f"{games[0]} has no {reference} score: returns are raw, and there is no optimality gap."
     elif without:
-        note = (
-            f"No human score, so not in the aggregates: {', '.join(without)}. Pass a table with --scores to add some."
-        )
+        note = f"No {reference} score, so not in the aggregates: {', '.join(without)}."
+        note += " Pass a table with --scores to add some." if reference == "human" else ""
     else:
         note = ""
     if note:

@@ -107,8 +107,8 @@ def _figure(analysis, legend, columns=1, rows=1, size=(7.2, 3.8), **options):
 
 def _frames(analysis) -> tuple[np.ndarray, str]:
     """The grid of frames, and the unit it is in."""
-    frames = np.asarray(analysis.comparison.frames)
-    return (frames / 1e6, "million frames") if frames[-1] >= 2e6 else (frames / 1e3, "thousand frames")
+    frames, unit = np.asarray(analysis.comparison.frames), analysis.comparison.unit
+    return (frames / 1e6, f"million {unit}") if frames[-1] >= 2e6 else (frames / 1e3, f"thousand {unit}")
 
 
 def _curve(axes, x, band, line) -> None:

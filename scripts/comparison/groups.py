@@ -48,6 +48,7 @@ class Comparison:
       games: those that all groups have.
       frames: end of each window [T].
       window: width of the windows in frames.
+      unit: what is counted: frames, or, of offline runs, updates.
       notes: what a reader should know: what was merged, cut, left out or is missing.
     """
 
@@ -56,6 +57,7 @@ class Comparison:
     frames: np.ndarray
     window: int
     notes: list[str]
+    unit: str = "frames"
 
 
 def differing(runs: list[Run]) -> list[str]:
@@ -148,6 +150,12 @@ def nice_window(frames: int) -> int:
     return int(max(unit * step for step in (1, 2, 5) if unit * step <= rough))
 
 
+def _interval(groups: dict[str, list[Run]]) -> int:
+    """The largest interval between evaluations, so that every window has one."""
+    gaps = [np.diff(run.frames, prepend=0).max() for members in groups.values() for run in members if len(run.frames)]
+    return int(max(gaps))
+
+
 def compare(
     runs: list[Run],
     group_by: list[str] | None = None,
@@ -170,6 +178,9 @@ def compare(
     notes: list[str] = []
     if not any(len(run.frames) for run in runs):
         raise NothingYet("There is no run with a return yet.")
+    if len(units := {run.unit for run in runs}) > 1:
+        raise ConfigError("Offline runs count updates, and others frames: compare them apart.")
+    [unit] = units
     groups = make_groups(runs, group_by, notes)
     if containing:
         chosen = {name: members for name, members in groups.items() if any(text in name for text in containing)}
@@ -181,23 +192,23 @@ def compare(
         window = window or ITERATION_FRAMES
         if window % ITERATION_FRAMES:
             raise ConfigError(f"Published runs have a return per {ITERATION_FRAMES:,} frames: --window is a multiple.")
-    window = window or nice_window(frames)
+    window = window or (nice_window(frames) if unit == "frames" else _interval(groups))
     number = int(frames // window)
     if number < 1:
         raise ConfigError(
-            f"The runs compared have {frames:,} frames, less than a window of {window:,}. Lower --window."
+            f"The runs compared have {frames:,} {unit}, less than a window of {window:,}. Lower --window."
         )
     kept = {}
     for name, members in groups.items():
         kept[name] = [run for run in members if run.reached_frames >= number * window]
         for run in members:
             if run.reached_frames < number * window:
-                notes.append(f"Left out, at {run.reached_frames:,} of {number * window:,} frames: {run.source}")
+                notes.append(f"Left out, at {run.reached_frames:,} of {number * window:,} {unit}: {run.source}")
     for name in [name for name, members in kept.items() if not members]:
-        notes.append(f"The group {name} has no run that reaches {number * window:,} frames.")
+        notes.append(f"The group {name} has no run that reaches {number * window:,} {unit}.")
         del kept[name]
     if not kept:
-        raise ConfigError(f"No run reaches {number * window:,} frames. Lower --frames.")
+        raise ConfigError(f"No run reaches {number * window:,} {unit}. Lower --frames.")
     return _align(kept, window, number, notes)
 
 
@@ -238,7 +249,7 @@ def _align(groups: dict[str, list[Run]], window: int, number: int, notes: list[s
         made.append(Group(name, settings, members, scores[name]))
     if protocol := [key for key in differing(every) if key.startswith("Atari.")]:
         notes.insert(0, f"The runs differ in the protocol of their games: {', '.join(protocol)}.")
-    return Comparison(made, games, (np.flatnonzero(kept) + 1) * window, window, notes)
+    return Comparison(made, games, (np.flatnonzero(kept) + 1) * window, window, notes, every[0].unit)
 
 
 def _gaps(name: str, members: list[Run], games: list[str], scores: np.ndarray) -> list[str]:

@@ -69,8 +69,8 @@ def page(analysis: Analysis) -> str:
     drawn = figures.draw_all(analysis, legend=False)
     title = escape(" vs ".join(group.name for group in c.groups)) if len(c.groups) < 4 else f"{len(c.groups)} groups"
     about = (
-        f"{count(len(c.games), 'game')} up to {c.frames[-1]:,} frames, in windows of {c.window:,}. Bands and brackets "
-        "are 95 % intervals of a bootstrap over the runs of each game; tables hold the last five windows. "
+        f"{count(len(c.games), 'game')} up to {c.frames[-1]:,} {c.unit}, in windows of {c.window:,}. Bands and "
+        "brackets are 95 % intervals of a bootstrap over the runs of each game; tables hold the last five windows. "
         f"Made {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC."
     )
     parts = [
@@ -139,13 +139,13 @@ def write_tables(analysis: Analysis, directory: Path) -> None:
         writer.writerows([*pair, *band] for pair, band in analysis.improvement.items())
     with (directory / "aggregates.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["group", "aggregate", "frames", "value", "lower", "upper"])
+        writer.writerow(["group", "aggregate", c.unit, "value", "lower", "upper"])
         for name, curves in analysis.curves.items():
             for key, band in curves.items():
                 writer.writerows([name, key, int(f), *values] for f, values in zip(c.frames, band.T, strict=True))
     with (directory / "runs.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["group", "game", "seed", "frames", "return"])
+        writer.writerow(["group", "game", "seed", c.unit, "return"])
         for group in c.groups:
             for run, scores in zip(group.runs, group.scores, strict=True):
                 writer.writerows(

@@ -36,8 +36,10 @@ class Run(NamedTuple):
     facts: dict[str, str]  # that do not, but are worth a note: commit, device
     planned_frames: int
     reached_frames: int
-    frames: np.ndarray  # [K], of each return
+    frames: np.ndarray  # [K], of each return; of offline runs updates, as everywhere else
     returns: np.ndarray  # [K]
+    unit: str = "frames"  # or updates
+    behaviour_return: float | None = None  # of an offline run's data set
 
     def windows(self, width: int, number: int) -> np.ndarray:
         """Means of the returns in (k width, (k + 1) width] for k < number; NaN where there is none."""
@@ -48,12 +50,13 @@ class Run(NamedTuple):
         return np.divide(sums, counts, out=np.full(number, np.nan), where=counts > 0)
 
 
-def read(path, metric: str, problems: list[str]) -> list[Run]:
+def read(path, metric: str | None, problems: list[str]) -> list[Run]:
     """Reads all runs at a path: a folder with run directories or Dopamine's JSON files below it, or one such file.
 
     Args:
       path: folder, run directory, or file (.json, .csv, .csv.gz).
-      metric: 'train' or 'eval', of run directories; published baselines have one metric only.
+      metric: 'train' or 'eval', of run directories; None is 'eval' of offline runs and 'train' of others. Published
+        baselines have one metric only.
       problems: gets a line for everything that could not be read.
 
     Raises:
@@ -85,17 +88,24 @@ def _text(value) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in str(value))
 
 
-def _directory(run_dir: Path, metric: str, problems: list[str]) -> list[Run]:
+def _directory(run_dir: Path, metric: str | None, problems: list[str]) -> list[Run]:
     try:
         manifest = json.loads((run_dir / MANIFEST).read_text())
         settings = {_text(key): _text(value) for key, value in dict(manifest["settings"]).items()}
         protocol = manifest["protocol"]
         game = _text(protocol.get("game") or str(protocol["id"]).split(":")[-1])
-        frames_per_step = int(protocol.get("frame_skip", 1))
+        dataset = manifest.get("dataset")
+        unit, behaviour_return = "frames", None
+        if dataset is not None:
+            unit, behaviour_return = "updates", dataset["behaviour_return"]
+            if behaviour_return is not None and not np.isfinite(float(behaviour_return)):
+                raise ValueError("a behaviour return that is no finite number")
+        metric = metric or ("train" if dataset is None else "eval")
+        frames_per_step = int(protocol.get("frame_skip", 1)) if dataset is None else 1
         planned = int(settings["Experiment.total_steps"]) * frames_per_step
         if frames_per_step < 1 or planned < 1:
             raise ValueError(f"{planned} frames planned")
-        points, reached, damaged = _points(run_dir / METRICS, TAGS[metric])
+        points, reached, damaged = _points(run_dir / METRICS, TAGS[metric], unit)
         frames, returns = np.array(points, np.float64).reshape(-1, 2).T
         if not (np.isfinite(frames).all() and np.isfinite(returns).all()):
             raise ValueError("returns or frames that are no finite numbers")
@@ -111,10 +121,11 @@ def _directory(run_dir: Path, metric: str, problems: list[str]) -> list[Run]:
     if damaged:
         problems.append(f"{run_dir}: {damaged} damaged lines of {METRICS} are left out.")
     settings = {key: value for key, value in settings.items() if key not in NOT_COMPARED}
-    return [Run(str(run_dir), name, game, seed, settings, facts, planned, reached, frames, returns)]
+    counts = planned, reached, frames, returns
+    return [Run(str(run_dir), name, game, seed, settings, facts, *counts, unit, behaviour_return)]
 
 
-def _points(path: Path, tag: str) -> tuple[list, int, int]:
+def _points(path: Path, tag: str, unit: str) -> tuple[list, int, int]:
     """The (frames, return) of a tag, the last frames of any, and the number of damaged lines with the tag.
 
     A last line that was cut short by a crash is no damage.
@@ -126,12 +137,12 @@ def _points(path: Path, tag: str) -> tuple[list, int, int]:
                 try:
                     row = json.loads(line)
                     if row[tag] is not None:
-                        points.append((row["frames"], row[tag]))
-                    reached = row["frames"]
+                        points.append((row[unit], row[tag]))
+                    reached = row[unit]
                 except (json.JSONDecodeError, KeyError):
                     damaged += line.endswith("\n")
     try:
-        reached = max(reached, json.loads(line)["frames"])
+        reached = max(reached, json.loads(line)[unit])
     except (json.JSONDecodeError, KeyError):
         pass  # cut short, or empty
     return points, int(reached), damaged

@@ -1,4 +1,7 @@
-"""What a sweep costs: agent steps left, memory of the replay, and hours at the speed of earlier runs."""
+"""What a sweep costs: steps left, memory of the replay, and hours at the speed of earlier runs.
+
+Steps are agent steps, of offline runs updates.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from pathlib import Path
 
 from agents.environments import ROMS
 from sweeping.plan import Run
-from sweeping.progress import latest_rows
+from sweeping.progress import latest_rows, speed_of
 
 
 class Speeds:
@@ -25,7 +28,7 @@ class Speeds:
         self._agents = collections.defaultdict(list)  # by kind of environment and agent
         for metrics in Path(base_dir).glob("*/*/seed*/metrics.jsonl"):
             rows = [row for row in latest_rows(metrics.parent, 65_536) if "train/loss" in row]
-            speeds = [speed for row in rows if (speed := row.get("speed/steps_per_second"))]
+            speeds = [speed for row in rows if (speed := speed_of(row))]
             if speeds:
                 arm, agent = _keys(metrics.parent)
                 self._arms[arm].append(statistics.median(speeds))
@@ -55,7 +58,7 @@ def table(runs: list[Run], base_dir: str, jobs: int, default: float | None) -> l
       default: agent steps/s where no earlier run tells; None: such runs get a '?'.
     """
     speeds = Speeds(base_dir, default)
-    header = ("run", "state", "agent steps left", "replay GB", "hours")
+    header = ("run", "state", "steps left", "replay GB", "hours")
     rows, hours = [header], []
     for run in runs:
         left = run.total - run.start
@@ -77,7 +80,7 @@ def _totals(runs: list[Run], hours: list[float | None], jobs: int) -> list[str]:
     known = [value for value in hours if value is not None]
     lines = [
         f"{len(runs):,} runs, {len(runs) - len(todo):,} finished; "
-        f"{sum(run.total - run.start for run in todo):,} agent steps left in {len(todo):,}"
+        f"{sum(run.total - run.start for run in todo):,} steps left in {len(todo):,}"
     ]
     if todo:
         largest = sorted((run.replay_bytes for run in todo), reverse=True)[:jobs]

@@ -41,8 +41,14 @@ class Cell(NamedTuple):
 
     seed: int
     task: str  # the flag of its game or environment
-    flags: tuple[str, ...]  # all others of scripts/train.py
+    flags: tuple[str, ...]  # all others of scripts/train.py, {game} for the game's name
     num_envs: int  # games stepped in parallel, if the preset leaves it to the machine
+
+    @property
+    def argv(self) -> list[str]:
+        """The command line."""
+        game = self.task.partition("=")[2].replace("/", "-")  # as in run directories
+        return [*(flag.replace("{game}", game) for flag in self.flags), self.task, f"--seed={self.seed}"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +64,8 @@ class Grid:
       preset: file of configs/presets; None: the default of `train.py`.
       torso: file of configs/torsos; None: the agent's.
       steps: length in agent steps; None: the preset's.
+      updates: length of offline runs instead.
+      dataset: paths of the data sets of offline runs; {game} in them stands for the name of the game.
       num_envs: games stepped in parallel where the preset leaves that to the machine, so that all runs have the same.
       gin_files: gin files of one's own.
       bindings: gin bindings of all runs.
@@ -75,6 +83,8 @@ class Grid:
     preset: str | None = None
     torso: str | None = None
     steps: int | None = None
+    updates: int | None = None
+    dataset: list | tuple = ()
     num_envs: int = 16
     gin_files: list | tuple = ()
     bindings: list | tuple = ()
@@ -83,7 +93,9 @@ class Grid:
     def __post_init__(self):
         if bool(self.games) == bool(self.envs):
             raise ConfigError("grid.Grid needs games or envs, one of them: e.g. games = 'atari_5' or ['Pong'].")
-        kinds = dict.fromkeys(("games", "envs", "agents", "heads", "gin_files", "bindings"), str) | {"seeds": int}
+        kinds = dict.fromkeys(("games", "envs", "agents", "heads", "dataset", "gin_files", "bindings"), str) | {
+            "seeds": int
+        }
         for name, kind in kinds.items():
             values = getattr(self, name)
             if isinstance(values, (list, tuple)) and not all(type(value) is kind for value in values):
@@ -112,7 +124,7 @@ class Grid:
         """Its runs."""
         games = named_games(self.games) if isinstance(self.games, str) else self.games
         tasks = [f"--game={game}" for game in games] or [f"--env={env}" for env in self.envs]
-        fixed = {"preset": self.preset, "torso": self.torso, "steps": self.steps}
+        fixed = {"preset": self.preset, "torso": self.torso, "steps": self.steps, "updates": self.updates}
         fixed = [f"--{name}={value}" for name, value in fixed.items() if value is not None]
         axes = [[f"--gin_bindings={name} = {value!r}" for value in values] for name, values in self.axes.items()]
         own = [f"--gin_files={file}" for file in self.gin_files]
@@ -121,7 +133,8 @@ class Grid:
         cells = []
         for (agent, head, values), task, seed in itertools.product(arms, tasks, self._seeds):
             named = [f"--agent={agent}"] + ([f"--head={head}"] if head is not None else [])
-            cells.append(Cell(seed, task, (*named, *fixed, *own, *values), self.num_envs))
+            data = ["--dataset", *self.dataset] if self.dataset else []
+            cells.append(Cell(seed, task, (*data, *named, *fixed, *own, *values), self.num_envs))
         return cells
 
 

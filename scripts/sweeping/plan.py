@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
 from pathlib import Path
@@ -60,7 +61,7 @@ class Plan:
         """
         runs: dict[Path, Run] = {}
         for cell in cells:
-            argv = [*cell.flags, cell.task, f"--seed={cell.seed}", *self._common]
+            argv = [*cell.argv, *self._common]
             try:
                 run = self._run(cell, argv)
             except ValueError as error:  # ConfigErrors, and environments that cannot be made
@@ -92,8 +93,11 @@ class Plan:
     def _bytes(self, x) -> int:
         """Memory of the replay; the screens of all Atari games have the same size."""
         environment = getattr(x.environment, "screen", x.environment.name)
-        key = (environment, repr(x.replay), x.num_envs)
+        key = (environment, repr(x.replay), repr(x.dataset), x.num_envs)
         if key not in self._replay_bytes:
             _, observation = x.build_network()
-            self._replay_bytes[key] = x.replay.num_bytes(x.num_envs, observation.shape[2:], observation.dtype)
+            replay = x.replay
+            if x.dataset is not None:
+                replay = dataclasses.replace(replay, capacity=min(replay.capacity, x.dataset.most_rows()))
+            self._replay_bytes[key] = replay.num_bytes(x.num_envs, observation.shape[2:], observation.dtype)
         return self._replay_bytes[key]

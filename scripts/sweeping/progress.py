@@ -30,11 +30,16 @@ def latest_rows(run_dir: Path, size: int = 16_384) -> list[dict]:
 
 
 def progress_of(run: Run) -> tuple[int, float | None]:
-    """Agent steps of a run so far, and agent steps/s at its latest log point."""
+    """Agent steps of a run so far, and agent steps/s at its latest log point; updates of an offline run."""
     steps, speed = run.start, None
     for row in latest_rows(run.run_dir):
-        steps, speed = max(steps, row["agent_steps"]), row.get("speed/steps_per_second") or speed
+        steps, speed = max(steps, row.get("agent_steps", row.get("updates"))), speed_of(row) or speed
     return min(steps, run.total), speed
+
+
+def speed_of(row: dict) -> float | None:
+    """Agent steps/s of a log point that tells them, or updates/s of an offline run."""
+    return row.get("speed/updates_per_second" if "updates" in row else "speed/steps_per_second")
 
 
 def duration(seconds: float) -> str:

@@ -1,0 +1,56 @@
+"""Linear probes: a fresh last layer on the frozen torso of a trained run (Section 5.2.2 of the paper, Figure 16)."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+
+from agents import config, run_directory
+from agents.checkpoint import newest
+from agents.config_checks import ConfigError
+from agents.learner import TrainState
+
+OWN = ("kernel_init", "noise")  # of how parameters begin, not of what they compute
+
+
+def torso_of(run_dir: str, torso: nn.Module, like):
+    """Loads the torso of a run's newest intact checkpoint.
+
+    Args:
+      run_dir: the run directory.
+      torso: the module that is to have it; it must be built as the run's is.
+      like: its parameters, of which shapes and types are compared.
+
+    Raises:
+      ConfigError: if there is no run with a checkpoint, or its torso is another one.
+    """
+    manifest = run_directory.read_manifest(Path(run_dir))
+    checkpoint = newest(run_dir, verified=True) if manifest else None
+    if checkpoint is None:
+        raise ConfigError(f"--freeze_torso: {run_dir} holds no run with an intact checkpoint.")
+    ours, theirs = config.settings(), manifest["settings"]
+    parts = {name for name in ours if name.partition(".")[0] in _modules(torso)} | {"QNetwork.torso"}
+    different = [
+        f"{name} = {ours.get(name)}, there {theirs.get(name)}"
+        for name in sorted(parts)
+        if not name.endswith(OWN) and ours.get(name) != theirs.get(name)
+    ]
+    if different:
+        raise ConfigError(f"--freeze_torso: the torso of {run_dir} is another one: {'; '.join(different)}.")
+    return checkpoint.restore("learner/params/params/torso", like)
+
+
+def _modules(module: nn.Module) -> set[str]:
+    """Names of the classes of a module and of those that it is built of."""
+    values = [getattr(module, field.name) for field in dataclasses.fields(module) if field.name != "parent"]
+    inner = [value for value in values if isinstance(value, nn.Module)]
+    return {type(module).__name__}.union(*map(_modules, inner))
+
+
+def with_torso(state: TrainState, torso) -> TrainState:
+    """Puts a torso into the parameters of a state, and copies of it into those that are bootstrapped from."""
+    copied = lambda params: {**params, "params": {**params["params"], "torso": jax.tree.map(jax.numpy.copy, torso)}}
+    return state._replace(params=copied(state.params), target_params=copied(state.target_params))

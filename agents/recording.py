@@ -1,0 +1,141 @@
+"""One replay log that is learned from: what it is of, whether it is sound, and where its episodes lie."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from agents.checkpoint import newest
+from agents.config_checks import ConfigError
+from replay.log import DIRECTORY, Log
+from replay.ring import TimeStep
+
+MANIFEST = "manifest.json"
+SMALL = ("action_tm1", "r_t", "terminated", "first")  # all of a `TimeStep` but its observation
+
+
+def find(paths) -> list[Path]:
+    """Directories of all logs at or below some paths, each once.
+
+    Raises:
+      ConfigError: if there is none.
+    """
+    found: dict[str, Path] = {}
+    for path in map(Path, paths):
+        below = []
+        for folder, folders, files in os.walk(path, followlinks=True):
+            if MANIFEST in files and DIRECTORY in folders:
+                below.append(Path(folder))
+                folders.clear()
+            folders[:] = sorted(name for name in folders if not name.startswith((".", "_")))
+        if not below:
+            what = "holds no replay log" if path.exists() else "does not exist"
+            raise ConfigError(
+                f"--dataset: {path} {what}. Log one with train.py --log_replay, or convert one: scripts/convert.py."
+            )
+        found |= {os.path.realpath(folder): folder for folder in below}
+    return list(found.values())
+
+
+def recorded_rows(path: Path) -> int:
+    """Rows of all games in the log of a run; 0 if it has none."""
+    checkpoint = newest(path)
+    if checkpoint is None or not checkpoint.segments:
+        return 0
+    log = checkpoint.log
+    [first, *_] = log.array("first", log.first_row, log.first_row + 1)
+    return (log.end - log.first_row) * first.shape[1]
+
+
+class Recording:
+    """The log of one run; everything but the observations is in memory.
+
+    Args:
+      path: the run directory.
+
+    Raises:
+      ConfigError: if it has no log, or its manifest cannot be read.
+      replay.log.DamagedError: if a file is not as it was written.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self.protocol = dict(json.loads((path / MANIFEST).read_text())["protocol"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path / MANIFEST} cannot be read, or names no protocol ({error!r}).") from error
+        checkpoint = newest(path)
+        if checkpoint is None:
+            raise ConfigError(f"{path} has no checkpoint, to which a log belongs.")
+        checkpoint.verify()
+        self.log: Log = checkpoint.log
+        self.digest = hashlib.sha256(json.dumps(checkpoint.segments).encode()).hexdigest()
+        self.rows = TimeStep(*(self._read(name) for name in SMALL), observation=None)
+
+    def _read(self, name: str) -> np.ndarray:
+        parts = self.log.array(name, self.log.first_row, self.log.end)
+        return np.concatenate([part.read().result() for part in parts]) if parts else np.zeros((0, 1))
+
+    @property
+    def game(self) -> str:
+        """Name of its task, as `environment.name`."""
+        return str(self.protocol.get("game") or str(self.protocol.get("id", "")).split(":")[-1].replace("/", "-"))
+
+    def check(self, environment, observation, num_actions: int) -> None:
+        """Raises ConfigError, naming the difference, unless it can be learned from for an environment."""
+        wanted = {"environment": type(environment).__name__, **dataclasses.asdict(environment)}
+        same = ("environment", "frame_skip") if "game" in wanted else ("environment", "id", "kwargs")
+        for name in same:
+            if self.protocol.get(name) != wanted[name]:
+                raise ConfigError(
+                    f"{self.path} was recorded with {name} {self.protocol.get(name)}, not {wanted[name]}."
+                )
+        if self.log.end == self.log.first_row:
+            raise ConfigError(f"The log of {self.path} is empty.")
+        [frames, *_] = self.log.array("observation", self.log.first_row, self.log.first_row + 1)
+        if frames.shape[2:] != observation.shape[2:] or frames.dtype.numpy_dtype != observation.dtype:
+            raise ConfigError(
+                f"{self.path} holds observations {frames.dtype.name}{list(frames.shape[2:])}, not "
+                f"{observation.dtype}{list(observation.shape[2:])}."
+            )
+        if "game" in wanted and self._actions(environment) != environment.actions():
+            raise ConfigError(
+                f"{self.path} is of {self.game} with the actions {', '.join(self._actions(environment))}; "
+                f"{environment.game} has {', '.join(environment.actions())}. Mix games of the same actions, or such "
+                "as were recorded with Atari.full_action_space = True."
+            )
+        taken = self.rows.action_tm1[~self.rows.first]
+        if len(taken) and not 0 <= taken.min() <= taken.max() < num_actions:
+            raise ConfigError(
+                f"{self.path} holds actions from {taken.min()} to {taken.max()}; there are {num_actions}, from 0 on."
+            )
+        if not np.isfinite(self.rows.r_t[~self.rows.first]).all():
+            raise ConfigError(f"{self.path} holds rewards that are not finite.")
+
+    def _actions(self, environment) -> list[str]:
+        try:
+            full = bool(self.protocol.get("full_action_space"))
+            return dataclasses.replace(environment, game=self.game, full_action_space=full).actions()
+        except ValueError as error:
+            raise ConfigError(f"{self.path}: {error}") from error
+
+    def episodes(self) -> np.ndarray:
+        """Whole episodes: game, first row, and the row after the last, counted from the log's first [E, 3]."""
+        end, found = len(self.rows.first), []
+        for game in range(self.rows.first.shape[1]):
+            starts = np.flatnonzero(self.rows.first[:, game])
+            ends = starts[1:]
+            if len(starts) and self.rows.terminated[-1, game]:
+                ends = [*ends, end]
+            found += [(game, start, stop) for start, stop in zip(starts, ends, strict=False) if stop - start > 1]
+        return np.array(sorted(found, key=lambda episode: episode[1]), np.int64).reshape(-1, 3)
+
+    def observations(self, game: int, start: int, stop: int) -> list:
+        """Begins to read observations [rows, ...] of one game; returns the parts as futures."""
+        first = self.log.first_row
+        return [part.read() for part in self.log.array("observation", first + start, first + stop, game)]
