@@ -31,7 +31,6 @@ def contents(run_dir, steps=STEPS):
     """The parameters, and all that the replay holds."""
     experiment = config.load([run_dir / "config.gin"], allow_import=["catch"]).experiment
     restored = Trainer(experiment)
-    restored.allocate_replay()
     restored.restore(newest(run_dir))
     assert restored.agent_steps >= steps
     return jax.device_get((restored.state.params, restored.replay_state))

@@ -1,0 +1,296 @@
+"""Offline runs: the loss, what is learned from a data set, and that they resume, share memory and refuse as others do."""
+
+import json
+import os
+import shutil
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_resume import series
+from test_training import SMALL, catch
+
+from agents import config, logger, policy, trainer
+from agents.checkpoint import newest
+from agents.dqn import DQN
+from agents.offline import OfflineTrainer
+from networks.value_heads import C51, HLGauss, Scalar
+from replay.ring import Transition
+from scripts import compare, evaluate, sweep, train
+
+# The loss
+
+
+class Table:
+    """A network whose logits are given, by the number of the state."""
+
+    def apply(self, params, observation, rngs):
+        return params[observation], None
+
+
+def one_loss(agent, head, logits, r_t=0.5, discount_t=0.9, a_tm1=1, a_t=0):
+    """The loss and the diagnostics of a transition from state 0 to state 1; logits are [states, A, m]."""
+    one = lambda value, dtype: jnp.array([value], dtype)
+    batch = Transition(
+        one(0, int), one(a_tm1, int), one(r_t, float), one(discount_t, float), one(1, int), one(a_t, int), one(1, float)
+    )
+    losses, diagnostics = agent.loss(Table(), head, logits, logits, batch, jax.random.key(0))
+    return float(losses[0]), {name: float(values[0]) for name, values in diagnostics.items()}
+
+
+VALUES = jnp.array([[1.0, 2.0, 4.0], [3.0, -1.0, 0.5]])[..., None]  # Q(0, .) and Q(1, .)
+CONSERVATIVE = np.log(np.exp([1.0, 2.0, 4.0]).sum()) - 2.0
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.1, 2.0])
+@pytest.mark.parametrize(
+    "target, a_t, y",
+    [("max", 1, 0.5 + 0.9 * 3.0), ("sarsa", 1, 0.5 - 0.9), ("sarsa", 2, 0.95), ("monte_carlo", 0, 0.5)],
+)
+def test_loss_golden(target, a_t, y, alpha):
+    loss, diagnostics = one_loss(DQN(target=target, cql_alpha=alpha), Scalar(), VALUES, a_t=a_t)
+    assert diagnostics["target"] == pytest.approx(y)
+    assert loss == pytest.approx((y - 2.0) ** 2 + alpha * CONSERVATIVE, rel=1e-6)
+    assert diagnostics.get("conservative_loss") == (pytest.approx(CONSERVATIVE) if alpha else None)
+
+
+def test_the_conservative_term_takes_the_mean_of_a_distribution():
+    head, random = HLGauss(), np.random.default_rng(0)
+    logits = jnp.array(random.normal(size=(2, 3, 51)), jnp.float32)
+    q = np.asarray(head.decode(logits))[0]
+    plain, _ = one_loss(DQN(), head, logits)
+    loss, _ = one_loss(DQN(cql_alpha=0.5), head, logits)
+    assert loss - plain == pytest.approx(0.5 * (np.log(np.exp(q).sum()) - q[1]), rel=1e-4)
+
+
+@pytest.mark.parametrize("target, y", [("sarsa", None), ("monte_carlo", 0.5)])
+def test_c51_goes_with_every_target(target, y):
+    """SARSA moves the distribution of the action taken; a return is projected as a point."""
+    head, random = C51(), np.random.default_rng(1)
+    logits = jnp.array(random.normal(size=(2, 3, 51)), jnp.float32)
+    loss, _ = one_loss(DQN(target=target), head, logits, a_t=2)
+    p_t = np.asarray(jax.nn.softmax(logits[1, 2]))
+    moved = 0.5 + 0.9 * head.support if y is None else np.array([y])
+    weight = np.maximum(1 - np.abs(np.clip(moved, -10, 10)[:, None] - head.support) / head.width, 0)  # [n, m]
+    target = (p_t if y is None else np.ones(1)) @ weight
+    assert loss == pytest.approx(-target @ np.asarray(jax.nn.log_softmax(logits[0, 1])), rel=1e-4)
+
+
+# Runs
+
+RANDOM = [f"--gin_bindings=DQN.epsilon_{when} = 1.0" for when in ("initial", "train")]
+KNOBS = [f"--gin_bindings={name} = {value}" for name, value in SMALL["mlp"].items()]
+KNOBS += [f"--gin_bindings={line}" for line in ("DQN.discount = 0.9", "Learner.target_period_steps = 100")]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """The log of 3,000 steps of random play on Catch."""
+    run_dir = tmp_path_factory.mktemp("data") / "Catch-v0/dqn/seed0"
+    assert train.main([*catch(run_dir, "mse", 3000), *RANDOM, "--log_replay"]) == 0
+    return run_dir
+
+
+def cql(run_dir, data, head="hl_gauss", updates=400, *more):
+    where = [f"--run_dir={run_dir}", "--dataset", str(data), "--env=catch:Catch-v0", "--agent=cql", "--torso=mlp"]
+    shrunk = [f"--head={head}", f"--updates={updates}", "--eval_every=200", "--eval_episodes=4"]
+    shrunk += [
+        f"--gin_bindings=Experiment.{name}_every_steps = {every}" for name, every in (("log", 50), ("diagnose", 200))
+    ]
+    return [*where, *shrunk, *KNOBS, "--gin_bindings=cql/adam.learning_rate = 1e-3", *more]
+
+
+CASES = [("hl_gauss", "max", 0.1), ("mse", "max", 0.0), ("two_hot", "sarsa", 0.1), ("c51", "monte_carlo", 0.1)]
+MORE = [
+    pytest.param(head, target, alpha, marks=pytest.mark.slow)
+    for head in ("mse", "huber", "mse_softmax", "two_hot", "hl_gauss", "c51")
+    for target, alpha in (("max", 0.1), ("max", 0.0), ("sarsa", 0.1), ("monte_carlo", 0.1))
+    if (head, target, alpha) not in CASES
+]
+
+
+@pytest.mark.parametrize("head, target, alpha", [*CASES, *MORE])
+def test_every_head_learns_from_random_play(head, target, alpha, data, tmp_path):
+    """With every target; SARSA and Monte Carlo improve on random play by one step, which is enough here."""
+    lines = ["cql/adam.learning_rate = 3e-3", f"DQN.target = '{target}'", f"DQN.cql_alpha = {alpha}"]
+    lines += ["DQN.double = False"] * (target != "max")
+    more = [f"--gin_bindings={line}" for line in lines]
+    flags = [flag for flag in cql(tmp_path, data, head, 4000) if "learning_rate" not in flag]
+    assert train.main([*flags, *more, "--eval_every=4000", "--eval_episodes=50"]) == 0
+    last = logger.read(tmp_path)[-1]
+    assert last["updates"] == 4000 and last["eval/return"] >= (0.8 if target == "max" else 0.4)
+
+
+def test_what_is_logged(data, tmp_path):
+    assert train.main(cql(tmp_path, data)) == 0
+    rows = logger.read(tmp_path)
+    assert not any("frames" in row or "agent_steps" in row or "train/epsilon" in row for row in rows)
+    assert [row["updates"] for row in rows if "train/conservative_loss" in row] == list(range(50, 401, 50))
+    evaluations = [row for row in rows if "eval/return" in row]
+    assert [row["updates"] for row in evaluations] == [200, 400]
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    behaviour = manifest["dataset"]["behaviour_return"]
+    assert -1 < behaviour < 0
+    for row in evaluations:
+        assert row["eval/behaviour_normalised"] == pytest.approx(row["eval/return"] / behaviour)
+    events = series(tmp_path)[1]["eval/return"]
+    assert [step for step, _ in events] == [200, 400]
+    loaded = policy.load(tmp_path, ["catch"])
+    assert loaded.agent_steps == 400
+
+
+@pytest.mark.parametrize("capacity", [5000, 700], ids=["resident", "streamed"])
+def test_interrupted_runs_end_with_the_same_bits(capacity, data, tmp_path, monkeypatch, capsys):
+    flags = [f"--replay_capacity={capacity}", "--gin_bindings=Experiment.checkpoint_every_steps = 100"]
+    assert train.main(cql(tmp_path / "whole", data, "hl_gauss", 400, *flags)) == 0
+    assert ("streamed through a replay" if capacity == 700 else "in memory") in capsys.readouterr().out
+    feed, calls = OfflineTrainer.feed, []
+
+    def interrupted(self):
+        calls.append(None)
+        if len(calls) in (7, 29):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return feed(self)
+
+    monkeypatch.setattr(OfflineTrainer, "feed", interrupted)
+    for _ in range(2):
+        assert train.main(cql(tmp_path / "parts", data, "hl_gauss", 400, *flags)) == 128 + signal.SIGTERM
+    assert train.main(cql(tmp_path / "parts", data, "hl_gauss", 400, *flags)) == 0
+    whole, parts = (newest(tmp_path / name) for name in ("whole", "parts"))
+    assert whole.agent_steps == parts.agent_steps == 400 and len(calls) == 40
+    arrays, others = whole.arrays(""), parts.arrays("")
+    assert arrays.keys() == others.keys() and any("opt_state" in name for name in arrays)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, others[name], err_msg=name)
+    assert series(tmp_path / "whole") == series(tmp_path / "parts")
+
+
+def test_resident_and_streamed_data_draw_alike(data):
+    """Over a whole pass the stream brings the same transitions: the means of batches agree."""
+    means = []
+    for capacity in (5000, 700):
+        x = train.load(train.parse_args(cql("unused", data, "mse", 400, f"--replay_capacity={capacity}"))).experiment
+        one = OfflineTrainer(x)
+        one.allocate_replay()
+        drawn = []
+        for i in range(12):
+            one.feed()
+            batch, _ = x.replay.sample(one.replay_state, jax.random.key(i), 2_000, discount=0.9)
+            drawn.append([float(jnp.mean(leaf.astype(float))) for leaf in (batch.s_tm1, batch.r_t, batch.a_tm1)])
+        means.append(np.mean(drawn, axis=0))
+    np.testing.assert_allclose(*means, rtol=0.05, atol=0.02)
+
+
+def test_seeds_share_the_data(data, tmp_path):
+    flags = [flag for flag in cql("unused", data) if not flag.startswith("--run_dir")]
+    assert train.main([*flags, f"--base_dir={tmp_path}", "--seeds=2"]) == 0
+    x = train.load(train.parse_args(cql("unused", data))).experiment
+    first, second = OfflineTrainer(x).with_seeds([0, 1])
+    first.allocate_replay(), second.allocate_replay()
+    pointer = lambda one: one.replay_state.steps.observation.unsafe_buffer_pointer()
+    assert pointer(first) == pointer(second)
+    [run_dir] = tmp_path.glob("*/*/seed1")
+    assert train.main([*flags, f"--run_dir={tmp_path / 'alone'}", "--seed=1"]) == 0
+    ours, alone = newest(run_dir).arrays("learner/params"), newest(tmp_path / "alone").arrays("learner/params")
+    for name, array in ours.items():
+        np.testing.assert_allclose(array, alone[name], atol=1e-4, err_msg=name)
+    with pytest.raises(config.ConfigError, match="share a data set that lies in memory: pass --replay_capacity"):
+        train.main([*flags, f"--base_dir={tmp_path / 'b'}", "--seeds=2", "--replay_capacity=700"])
+    assert not (tmp_path / "b").exists()
+
+
+def test_other_data_is_refused_and_the_same_may_move(data, tmp_path):
+    copy = shutil.copytree(data, tmp_path / "copy")
+    assert train.main(cql(tmp_path / "run", data)) == 0
+    assert train.main(cql(tmp_path / "run", copy, "hl_gauss", 600)) == 0
+    assert train.main([*catch(copy, "mse", 3400), *RANDOM, "--log_replay"]) == 0  # the log goes on
+    with pytest.raises(config.ConfigError, match="was begun with another data set"):
+        train.main(cql(tmp_path / "run", copy, "hl_gauss", 800))
+
+
+def test_bad_data_leaves_nothing(tmp_path):
+    with pytest.raises(config.ConfigError, match="nowhere does not exist"):
+        train.main(cql(tmp_path / "run", tmp_path / "nowhere"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_replay_that_does_not_fit_is_refused(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer.psutil, "virtual_memory", lambda: type("", (), {"available": 10_000})())
+    with pytest.raises(MemoryError, match="Pass --replay_capacity"):
+        train.main(cql(tmp_path / "run", data))
+    assert not (tmp_path / "run").exists()
+
+
+def test_sweep_and_compare(data, tmp_path, capsys):
+    """By updates, normalised by what was recorded."""
+    (tmp_path / "offline.gin").write_text(
+        "from __gin__ import dynamic_registration\nfrom sweeping import grid\n"
+        "grid.Sweep.grids = [@grid.Grid()]\ngrid.Grid.envs = ['catch:Catch-v0']\ngrid.Grid.agents = ['cql']\n"
+        "grid.Grid.heads = ['mse', 'hl_gauss']\ngrid.Grid.seeds = 2\ngrid.Grid.torso = 'mlp'\n"
+        f"grid.Grid.updates = 200\ngrid.Grid.dataset = ['{data.parents[1]}']\n"
+        "grid.Grid.bindings = ['Experiment.eval_every_steps = 100', 'Experiment.log_every_steps = 50']\n"
+    )
+    flags = [str(tmp_path / "offline.gin"), "--allow_import=catch", f"--base_dir={tmp_path / 'runs'}"]
+    assert sweep.main([*flags, "--dry_run"]) == 0
+    assert "4 runs, 0 finished; 800 steps left in 4" in capsys.readouterr().out
+    for seed in (0, 1):
+        for head in ("mse", "hl_gauss"):
+            run = [flag for flag in cql("", data, head, 200) if not flag.startswith("--run_dir")]
+            assert train.main([*run, "--eval_every=100", f"--seed={seed}", f"--base_dir={tmp_path / 'runs'}"]) == 0
+    assert compare.main([str(tmp_path / "runs")]) == 0
+    said = capsys.readouterr().out
+    assert "cql-mse" in said and "windows are left out" not in said
+    table = (tmp_path / "runs/_compare/aggregates.csv").read_text().splitlines()
+    assert table[0] == "group,aggregate,updates,value,lower,upper"
+    assert {row.split(",")[2] for row in table[1:]} == {"100", "200"}
+    report = (tmp_path / "runs/_compare/report.html").read_text()
+    assert "behaviour-normalised score" in report and "200 updates" in report and "frames" not in report
+    with pytest.raises(config.ConfigError, match="count updates, and others frames"):
+        compare.main([str(tmp_path / "runs"), str(data), f"--output={tmp_path / 'out'}"])
+
+
+def test_evaluate_says_updates(data, tmp_path, capsys):
+    assert train.main(cql(tmp_path, data)) == 0
+    capsys.readouterr()
+    assert evaluate.main([str(tmp_path), "--episodes=2", "--allow_import=catch"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["updates"] == 400 and "frames" not in result
+
+
+# Linear probes
+
+
+def test_a_frozen_torso_stays_as_it_is_and_the_head_learns(data, tmp_path):
+    """Of another head, with weight decay, which would move what gets no gradient."""
+    decay = "learner.Learner.optimizer = @optax.adamw()"
+    (tmp_path / "own.gin").write_text(
+        "from __gin__ import dynamic_registration\nfrom agents import learner\nimport optax\n"
+        f"{decay}\noptax.adamw.learning_rate = 1e-3\noptax.adamw.weight_decay = 0.1\n"
+    )
+    flags = [flag for flag in catch(tmp_path / "probe", "hl_gauss", 1200) if "learning_rate" not in flag]
+    assert train.main([*flags, f"--freeze_torso={data}", f"--gin_files={tmp_path / 'own.gin'}"]) == 0
+    torso, ours = newest(data).arrays("learner/params/params/torso/"), newest(tmp_path / "probe").arrays("learner/")
+    for name, array in torso.items():
+        for which in ("params", "target_params"):
+            np.testing.assert_array_equal(array, ours[f"{which}/params/torso/{name}"])
+    fresh = built(tmp_path / "probe").state.params["params"]["head"]["kernel"]
+    assert not np.allclose(ours["params/params/head/kernel"], fresh)
+    assert train.main([*flags, f"--freeze_torso={data}", f"--gin_files={tmp_path / 'own.gin'}", "--steps=1400"]) == 0
+
+
+def built(run_dir):
+    return trainer.Trainer(config.load([run_dir / "config.gin"], allow_import=["catch"]).experiment)
+
+
+def test_probes_of_something_else_are_refused(data, tmp_path):
+    flags = catch(tmp_path / "probe", "mse", 1200)
+    with pytest.raises(config.ConfigError, match="holds no run with an intact checkpoint"):
+        train.main([*flags, f"--freeze_torso={tmp_path / 'nothing'}"])
+    other = [flag for flag in flags if "MLP" not in flag]
+    with pytest.raises(config.ConfigError, match=r"is another one: MLP.features = \(256, 256\), there \(64,\)"):
+        train.main([*other, f"--freeze_torso={data}"])
+    with pytest.raises(config.ConfigError, match="go together: use --freeze_torso"):
+        train.main([*flags, "--gin_bindings=QNetwork.freeze_torso = True"])
+    assert not (tmp_path / "probe").exists()
