@@ -1,4 +1,4 @@
-"""Offline runs: the loss, what is learned from a data set, and that they resume, share memory and refuse as others do."""
+"""Offline runs: the loss, what is learned from data, and that they resume, share memory and refuse as others do."""
 
 import json
 import os
