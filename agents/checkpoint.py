@@ -25,7 +25,7 @@ from safetensors.numpy import save
 
 from agents.config_checks import ConfigError
 from replay import log
-from replay.log import DamagedError, verify, write_durably
+from replay.log import DamagedError, read_json, verify, write_durably
 from replay.ring import TimeStep
 
 FORMAT = 1
@@ -47,7 +47,7 @@ class Checkpoint:
     def __init__(self, path: Path):
         self.path, self._replay = path, path.parents[1] / log.DIRECTORY
         try:
-            manifest = {"format": 0} if (path / ORBAX).exists() else json.loads((path / MANIFEST).read_bytes())
+            manifest = {"format": 0} if (path / ORBAX).exists() else read_json(path / MANIFEST)
             digest = manifest.pop("sha256", None)
             if manifest["format"] != FORMAT:
                 raise ConfigError(
@@ -56,14 +56,16 @@ class Checkpoint:
                 )
             if digest != _digest(manifest):
                 raise ValueError
-            self.progress: dict[str, Any] = manifest["progress"]
-            self.rows: int = manifest["rows"]  # that entered the replay so far
-            self.segments: dict[str, str] = manifest["segments"]  # names, in order, and their hashes
-            self.state_sha256: str = manifest["state_sha256"]
+            self.progress: dict[str, Any] = dict(manifest["progress"])
+            self.rows = int(manifest["rows"])  # that entered the replay so far
+            self.segments: dict[str, str] = dict(manifest["segments"])  # names, in order, and their hashes
+            self.state_sha256 = str(manifest["state_sha256"])
         except ConfigError:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DamagedError(f"{path / MANIFEST} is missing or damaged") from error
+        if self.rows < 0 or (self.rows and not self.segments):
+            raise DamagedError(f"{path / MANIFEST} names no segments for its {self.rows} rows")
         if strange := [name for name in self.segments if not re.fullmatch(r"\d{12}", name)]:
             raise DamagedError(f"{path / MANIFEST} names strange segments: {strange}")
         self.agent_steps = int(path.name)
@@ -150,6 +152,33 @@ def newest(run_dir, verified: bool = False) -> Checkpoint | None:
     return None
 
 
+def newest_intact(run_dir, report=print) -> tuple[Checkpoint | None, list[Path]]:
+    """The newest checkpoint of which every file is as it was written, None if there is none; and later, damaged ones.
+
+    Args:
+      run_dir: the run directory.
+      report: told of what is damaged.
+
+    Raises:
+      replay.log.DamagedError: if there are checkpoints but none is intact.
+    """
+    damaged = []
+    for path in checkpoints(run_dir):
+        try:
+            checkpoint = Checkpoint(path)
+            checkpoint.verify()
+            return checkpoint, damaged
+        except DamagedError as error:
+            damaged.append(path)
+            report(f"WARNING: the checkpoint {path} is damaged: {error}.")
+    if damaged:
+        raise DamagedError(
+            f"No checkpoint of {run_dir} is intact. To start this run again from nothing, remove its directory; "
+            "nothing in it has been changed."
+        )
+    return None, []
+
+
 def _write_manifest(directory: Path, manifest: dict) -> None:
     text = json.dumps(manifest | {"sha256": _digest(manifest)}, indent=1)
     write_durably(directory / MANIFEST, text.encode())
@@ -181,22 +210,7 @@ class Checkpointer:
         Raises:
           replay.log.DamagedError: if there are checkpoints but none is intact.
         """
-        found, damaged = checkpoints(self._run_dir), []
-        checkpoint = None
-        for path in found:
-            try:
-                checkpoint = Checkpoint(path)
-                checkpoint.verify()
-                break
-            except DamagedError as error:
-                checkpoint = None
-                damaged.append(path)
-                report(f"WARNING: the checkpoint at {int(path.name):,} agent steps is damaged: {error}.")
-        if damaged and checkpoint is None:
-            raise DamagedError(
-                f"No checkpoint in {self._directory} is intact. To start this run again from nothing, remove "
-                f"{self._run_dir}; nothing in it has been changed."
-            )
+        checkpoint, damaged = newest_intact(self._run_dir, report)
         for path in damaged:  # set aside, for whoever wants to know what happened
             aside = path.with_name(f"damaged-{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
@@ -282,7 +296,7 @@ class Checkpointer:
 
     def _prune(self, keep) -> None:
         for path in self._replay.glob("[0-9]*"):
-            if path.stem not in keep:
+            if path.stem not in keep and re.fullmatch(r"\d{12}", path.stem):
                 log.remove_segment(path)
 
     def _wait(self) -> None:

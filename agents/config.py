@@ -8,6 +8,7 @@ Classes are named in the gin files themselves (`from __gin__ import dynamic_regi
 from __future__ import annotations
 
 import re
+import tokenize
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +35,9 @@ from agents.experiment import Experiment
 
 __all__ = ["Config", "ConfigError", "folder", "load", "resolve", "settings", "shipped"]
 
+# What gin raises at a text that is wrong somewhere.
+MISTAKES = (ValueError, TypeError, SyntaxError, NameError, AttributeError, ImportError, RuntimeError, LookupError)
+MISTAKES += (tokenize.TokenError,)
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
 BASE = str(CONFIGS / "base.gin")
@@ -159,8 +163,8 @@ def _shown(file) -> str:
 def _parse(source: str, text: str) -> None:
     try:
         gin.parse_config(text)
-    except (ValueError, TypeError, SyntaxError, NameError, AttributeError, ImportError, RuntimeError) as error:
-        raise ConfigError(f"{source}: {explain(str(error))}") from error
+    except MISTAKES as error:
+        raise ConfigError(f"{source}: {explain(str(error) or type(error).__name__)}") from error
 
 
 def _build() -> Experiment:

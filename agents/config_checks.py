@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import re
+import tokenize
 import types
 import typing
 from typing import NamedTuple
@@ -16,10 +18,12 @@ COMMAND_LINE = "command line"
 # What a config may name: a run directory may come from a stranger, and whatever it names is called.
 TRUSTED = (
     *("agents.dataset", "agents.dqn", "agents.environments", "agents.experiment", "agents.learner"),
-    *("networks", "replay.ring", "replay.samplers", "sweeping.grid"),
+    *("networks", "replay.ring", "replay.samplers"),
 )
 ALLOW_IMPORT = "a package of yours that the config may import and name, may be repeated"
 LIBRARIES = ("optax", "flax.linen.initializers", "jax.nn.initializers", "jax._src.nn.initializers")
+# Of these, what may be imported: whatever else lies below them, tests among it, would run.
+IMPORTABLE = ("optax", "optax.contrib", "optax.losses", "optax.schedules", "optax.transforms", *LIBRARIES[1:3])
 
 
 class ConfigError(ValueError):
@@ -73,14 +77,19 @@ def _inside(module: str, packages) -> bool:
     return any(f"{module}.".startswith(f"{package}.") for package in packages)
 
 
+def _importable(module: str, allow_import) -> bool:
+    own = _inside(module, (*TRUSTED, *allow_import)) and "_" not in (part[:1] for part in module.split("."))
+    return own or module in (*IMPORTABLE, "__gin__.dynamic_registration")
+
+
 def _may_be_named(selector: str, allow_import) -> bool:
     if selector in ("gin.macro", "gin.constant", "gin.singleton"):
         return True
     thing = gin_state._REGISTRY[selector].wrapped
     module, name = getattr(thing, "__module__", None) or "", getattr(thing, "__name__", "_")
     # Of this project classes only, which describe settings: its functions read and write files.
-    ours = _inside(module, TRUSTED) and inspect.isclass(thing) and not name.startswith("_")
-    return ours or _inside(module, (*LIBRARIES, *allow_import))
+    ours = _inside(module, TRUSTED) and inspect.isclass(thing)
+    return not name.startswith("_") and (ours or _inside(module, LIBRARIES)) or _inside(module, allow_import)
 
 
 def _references(value):
@@ -127,8 +136,7 @@ def check_statements(source: str, text: str, allow_import=()) -> None:
     seen: dict[tuple, int] = {}
     for statement in _statements(text):
         line = statement.location.line_num
-        importable = (*TRUSTED, *LIBRARIES, "__gin__.dynamic_registration", *allow_import)
-        if isinstance(statement, config_parser.ImportStatement) and not _inside(statement.module, importable):
+        if isinstance(statement, config_parser.ImportStatement) and not _importable(statement.module, allow_import):
             raise ConfigError(f"{source}, line {line} imports {statement.module}. {allow(statement.module)}")
         if isinstance(statement, config_parser.IncludeStatement):
             raise ConfigError(f"{source}, line {line}: include is not supported. Pass --gin_files once for each file.")
@@ -146,7 +154,7 @@ def _statements(text: str):
     """Yields statements up to the first mistake of syntax, which gin reports when it comes there."""
     try:
         yield from config_parser.ConfigParser(text, _Anything())
-    except (SyntaxError, TypeError, RecursionError):
+    except (SyntaxError, TypeError, RecursionError, tokenize.TokenError):
         return
 
 
@@ -159,9 +167,37 @@ def check_types(sources: dict[Key, str]) -> None:
         except (NameError, TypeError):  # annotations of other packages need not resolve
             continue
         value = bound[key]
-        if isinstance(value, (bool, int, float, str, list, tuple, dict)) and not _fits(value, hint):
+        if strange := _strange(value):
+            raise ConfigError(f"{source}: {key} = {_short(value)} is no value for a setting: {strange}.")
+        if not isinstance(value, gin_state.ConfigurableReference) and not _fits(value, hint):
             expected = hint.__name__ if inspect.isclass(hint) else hint
-            raise ConfigError(f"{source}: {key} = {value!r} is of the wrong type; it must be {expected}.")
+            raise ConfigError(f"{source}: {key} = {_short(value)} is of the wrong type; it must be {expected}.")
+        if isinstance(value, gin_state.ConfigurableReference) and hint in (bool, int, float, str) and not _macro(value):
+            raise ConfigError(f"{source}: {key} = {value!r} is a class; it must be a plain {hint.__name__}.")
+
+
+def _short(value) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _macro(reference) -> bool:
+    return reference.configurable.selector == "gin.macro"
+
+
+def _strange(value) -> str | None:
+    """What is wrong with a value wherever it is bound, or in what it holds."""
+    if isinstance(value, dict):
+        return next(filter(None, map(_strange, (*value.keys(), *value.values()))), None)
+    if isinstance(value, (list, tuple)):
+        return next(filter(None, map(_strange, value)), None)
+    if isinstance(value, (bytes, complex, set)):
+        return f"of the type {type(value).__name__}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "not finite"
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return "beyond 64 bits"
+    return None
 
 
 def _fits(value, hint) -> bool:

@@ -60,6 +60,8 @@ class DQN:
             raise ValueError(f"DQN.target = 'monte_carlo' sums up all rewards: DQN.n_step is 1; got {self.n_step}.")
         if not 0 <= self.cql_alpha < float("inf"):
             raise ValueError(f"DQN.cql_alpha must be a number from 0 on; got {self.cql_alpha}.")
+        if self.max_abs_reward is not None and not self.max_abs_reward > 0:
+            raise ValueError(f"DQN.max_abs_reward must be positive, or None; got {self.max_abs_reward}.")
         rates = (self.discount, self.epsilon_initial, self.epsilon_train, self.epsilon_eval)
         if not all(0 <= rate <= 1 for rate in rates):
             raise ValueError(f"DQN's discount and its three epsilons lie in [0, 1]; got {self}.")

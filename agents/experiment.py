@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from agents.config_checks import ConfigError
 from agents.learner import Learner
 from networks.value_heads import ValueHead
 from replay.samplers import Uniform
@@ -81,6 +82,8 @@ class Experiment:
         for name in ("total_steps", "num_envs", *every, "eval_episodes"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"Experiment.{name} must be positive; got {getattr(self, name)}.")
+        if self.eval_episodes > 1_000_000:
+            raise ValueError(f"Experiment.eval_episodes is at most 1,000,000; got {self.eval_episodes}.")
         if self.seed >= 2**32:
             raise ValueError(f"Experiment.seed must be below 2^32; got {self.seed}.")
         for name in ("seed", "eval_every_steps"):
@@ -150,8 +153,17 @@ class Experiment:
             )
 
     def build_network(self):
-        """Builds the Q-network for the environment; returns it with an observation [1, stack, ...] of zeros."""
-        env = self.environment.make_single()  # for its spaces
+        """Builds the Q-network for the environment; returns it with an observation [1, stack, ...] of zeros.
+
+        Raises:
+          ConfigError: if the environment cannot be made, or has no network.
+        """
+        try:
+            env = self.environment.make_single()  # for its spaces
+        except ConfigError:
+            raise
+        except Exception as error:  # whatever emulators and wrappers raise
+            raise ConfigError(f"Cannot make {self.environment}: {type(error).__name__}: {error}") from error
         network = self.network(num_actions=int(env.action_space.n), num_logits=self.head.num_logits)
         observation = np.zeros((1, *env.observation_space.shape), env.observation_space.dtype)
         env.close()

@@ -48,5 +48,17 @@ def run(main) -> NoReturn:
     except KeyboardInterrupt:
         sys.exit(130)
     except (ConfigError, OSError, MemoryError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error)) or 'out of memory'}", file=sys.stderr)
         sys.exit(2)
+
+
+def refuse_empty(parser, args) -> None:
+    """Ends with an error if an argument is an empty string, which would else count as not given."""
+    for name, value in vars(args).items():
+        if value == "" or (isinstance(value, list) and "" in value):
+            parser.error(f"--{name} is empty")
+
+
+def printable(text: str) -> str:
+    """Text without what would steer a terminal; lines stay."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)

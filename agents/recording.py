@@ -12,7 +12,7 @@ import numpy as np
 
 from agents.checkpoint import newest
 from agents.config_checks import ConfigError
-from replay.log import DIRECTORY, Log
+from replay.log import DIRECTORY, Log, read_json
 from replay.ring import TimeStep
 
 MANIFEST = "manifest.json"
@@ -66,7 +66,7 @@ class Recording:
     def __init__(self, path: Path):
         self.path = path
         try:
-            self.protocol = dict(json.loads((path / MANIFEST).read_text())["protocol"])
+            self.protocol = dict(read_json(path / MANIFEST)["protocol"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path / MANIFEST} cannot be read, or names no protocol ({error!r}).") from error
         checkpoint = newest(path)

@@ -25,7 +25,7 @@ from pathlib import Path
 import jax
 
 from agents import config
-from replay.log import write_durably
+from replay.log import DamagedError, read_json, write_durably
 
 # Settings that may differ from one start to the next of the same run.
 MAY_CHANGE = {
@@ -85,13 +85,16 @@ def read_manifest(run_dir: Path) -> dict | None:
       config.ConfigError: if `run_dir` holds something else.
     """
     path = run_dir / MANIFEST
-    if path.is_file():
+    if path.exists():
         try:
-            manifest = json.loads(path.read_text())
-            resumed = [dict(start) for start in manifest.get("resumed", [])]
-            checked = {"settings": dict(manifest["settings"]), "num_envs": int(manifest["num_envs"])}
-            return manifest | checked | ({"resumed": resumed} if resumed else {})
-        except (ValueError, KeyError, TypeError) as error:
+            manifest = read_json(path)
+            starts = [dict(start) for start in (manifest, *manifest.get("resumed", []))]
+            for start in starts:
+                start |= {name: dict(start.get(name) or {}) for name in ("versions", "environment")}
+            settings = {str(name): str(value) for name, value in dict(manifest["settings"]).items()}
+            checked = {**starts[0], "settings": settings, "num_envs": int(manifest["num_envs"])}
+            return checked | ({"resumed": starts[1:]} if starts[1:] else {})
+        except (DamagedError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise config.ConfigError(f"{path} is damaged ({error!r}). Choose another --run_dir.") from error
     # What `create` had written when it was interrupted does not count.
     names = ("config.gin", "operative_config.gin", MANIFEST)
@@ -159,6 +162,7 @@ def lock(run_dir: Path):
       config.ConfigError: if another process holds it.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
+    check_files(run_dir)
     with (run_dir / LOCK).open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -169,6 +173,25 @@ def lock(run_dir: Path):
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield
+
+
+def check_files(run_dir: Path) -> None:
+    """Refuses links in a run directory, by which one from elsewhere could have files overwritten or removed.
+
+    Raises:
+      config.ConfigError: for a link, or for a name of this project's that is not a file, or not a directory, as it is.
+    """
+    directories = ("checkpoints", "replay")
+    inside = [path for name in directories if (run_dir / name).is_dir() for path in (run_dir / name).iterdir()]
+    for path in [*run_dir.iterdir(), *inside]:
+        if path.is_symlink():
+            raise config.ConfigError(f"{path} is a link; nothing is trained in a directory that holds one.")
+    for path in run_dir.iterdir():
+        is_file = path.name in (LOCK, MANIFEST, "config.gin", "operative_config.gin", "metrics.jsonl")
+        if (is_file or path.name.startswith("events.out.tfevents.")) and not path.is_file():
+            raise config.ConfigError(f"{path} is not a file. Choose another --run_dir.")
+        if path.name in directories and not path.is_dir():
+            raise config.ConfigError(f"{path} is not a directory. Choose another --run_dir.")
 
 
 def differences(manifest: dict) -> list[str]:

@@ -159,6 +159,12 @@ class Trainer:
                 f"--replay_capacity than {self._ring.capacity}."
             ) from error
 
+    def trace(self) -> None:
+        """Traces an update, so that settings of which none can be made are an error before anything is written."""
+        if self._mesh is None:
+            empty = jax.eval_shape(lambda: self._ring.init(self._columns, self._shape, self._dtype))
+            jax.eval_shape(self._step, [self.state], [empty], [{}])
+
     def add(self, step) -> None:
         """Stores a time step of all games. Those that have just been reset made no agent step."""
         self.replay_state = self._add(self.replay_state, step)

@@ -54,6 +54,9 @@ class ValueHead:
         return {}
 
 
+LARGEST, MOST_BINS = 1e30, 1_000_000  # bounds of a support in float32, and its locations
+
+
 @dataclasses.dataclass(frozen=True)
 class Scalar(ValueHead):
     """One output per value, trained by regression: the baseline of the paper.
@@ -97,10 +100,10 @@ class Categorical(ValueHead):
 
     def __post_init__(self):
         name = type(self).__name__
-        if not -np.inf < self.v_min < self.v_max < np.inf:
+        if not -LARGEST < self.v_min < self.v_max < LARGEST:
             raise ValueError(f"{name} needs finite v_min < v_max; got v_min={self.v_min}, v_max={self.v_max}.")
-        if self.num_bins < 2:
-            raise ValueError(f"{name} needs num_bins >= 2; got {self.num_bins}.")
+        if not 2 <= self.num_bins <= MOST_BINS:
+            raise ValueError(f"{name} needs 2 <= num_bins <= {MOST_BINS:,}; got {self.num_bins}.")
 
     @property
     def num_logits(self) -> int:

@@ -30,6 +30,7 @@ from replay.ring import TimeStep
 DIRECTORY = "replay"
 CHUNK_BYTES = 8 * 2**20  # of observations, before compression: what is held in memory, and read at a time
 MAX_CHUNK = 2**16  # rows
+LARGEST_JSON = 2**26  # bytes
 CACHE_BYTES = 2**28  # of chunks read in part
 PENDING_CHUNKS = 2  # that may wait for the disk before the games do
 COMPRESSION = {"name": "zstd", "configuration": {"level": 1, "checksum": True}}  # 1.4 GB/s; level 3 gains 5 %
@@ -160,7 +161,7 @@ class Log:
     """
 
     def __init__(self, paths):
-        self._segments = [(int(path.name), json.loads(listing(path).read_bytes())["rows"], path) for path in paths]
+        self._segments = [(int(path.name), read_json(listing(path))["rows"], path) for path in paths]
         self.first_row = self._segments[0][0] if self._segments else 0
         self.end = sum(self._segments[-1][:2]) if self._segments else 0  # exclusive
         self._opened: dict[tuple[Path, str], Any] = {}  # of `array`
@@ -213,7 +214,7 @@ def _open(path: Path, context: tensorstore.Context | None = None):
 def verify_segment(path: Path, digest: str) -> None:
     """Raises DamagedError, naming the file, unless every file of a segment is as it was written."""
     verify(listing(path), digest)
-    for name, file_digest in json.loads(listing(path).read_bytes())["files"].items():
+    for name, file_digest in read_json(listing(path))["files"].items():
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise DamagedError(f"{listing(path)} names a file outside of its segment: {name!r}")
         verify(path / name, file_digest)
@@ -237,10 +238,30 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def read_json(path: Path) -> dict:
+    """Reads an object from a file of JSON.
+
+    Raises:
+      DamagedError: if there is none.
+    """
+    try:
+        if not path.is_file():  # a pipe or a device would never end
+            raise ValueError("no file")
+        if path.stat().st_size > LARGEST_JSON:
+            raise ValueError(f"more than {LARGEST_JSON:,} bytes")
+        value = json.loads(path.read_bytes())
+        if not isinstance(value, dict):
+            raise ValueError("no object")
+        return value
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedError(f"{path} is missing or damaged ({str(error)[:100]})") from error
+
+
 def write_durably(path: Path, data: bytes) -> None:
     """Writes a file at once or not at all; it outlasts a power failure."""
     partial = path.with_name(f"{path.name}.partial")
-    with partial.open("wb") as file:
+    partial.unlink(missing_ok=True)
+    with partial.open("xb") as file:  # a new one: no link to elsewhere is followed
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

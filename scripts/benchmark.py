@@ -77,7 +77,7 @@ def parse_args(argv) -> argparse.Namespace:
     add = parser.add_argument
     add("sections", nargs="*", metavar="section", help=f"any of {', '.join(SECTIONS)} (default: all)")
     add("--against", choices=tuple(peers.SETTINGS), help="train by turns with this peer instead")
-    add("--only", default="", help="of updates and growth, the rows whose name contains this, e.g. 'soft_moe mse'")
+    add("--only", help="of updates and growth, the rows whose name contains this, e.g. 'soft_moe mse'")
     add("--repeats", type=int, default=20, help="timed repeats of each measurement (default: 20)")
     add("--seconds", type=float, default=15, help="fewer repeats after this time (default: 15)")
     add("--turns", type=int, default=5, help="turns of each training process (default: 5)")
@@ -86,6 +86,7 @@ def parse_args(argv) -> argparse.Namespace:
     add("--num_envs", type=int, default=8, help="games of `training` and of our side of --against (default: 8)")
     add("--json", help="also write the results to this file")
     args = parser.parse_args(argv)
+    launch.refuse_empty(parser, args)
     unknown = set(args.sections) - SECTIONS.keys()
     if unknown:
         parser.error(f"unknown section {min(unknown)!r}; allowed: {', '.join(SECTIONS)}")
@@ -93,11 +94,17 @@ def parse_args(argv) -> argparse.Namespace:
         parser.error("--against takes no sections")
     if args.interval is None:
         args.interval = 400 if jax.default_backend() == "cpu" else 20_000
-    if min(args.repeats, args.turns, args.points, args.interval, args.num_envs) < 1:
-        parser.error("--repeats, --turns, --points, --interval and --num_envs must be positive")
-    if args.json and not Path(args.json).resolve().parent.is_dir():
-        parser.error(f"--json: there is no directory {Path(args.json).parent}")
+    for name, most in (("repeats", 10**6), ("turns", 1000), ("points", 1000), ("interval", 10**8), ("num_envs", 4096)):
+        if not 1 <= getattr(args, name) <= most:
+            parser.error(f"--{name} lies between 1 and {most:,}; got {getattr(args, name)}")
+    if args.num_envs % 4 and 4 % args.num_envs:
+        parser.error(f"--num_envs is 1, 2 or a multiple of 4, one update's agent steps; got {args.num_envs}")
+    if not 0 <= args.seconds < float("inf"):
+        parser.error(f"--seconds must be a number from 0 on; got {args.seconds}")
+    if args.json and not (Path(args.json).resolve().parent.is_dir() and not Path(args.json).is_dir()):
+        parser.error(f"--json: {args.json} is a directory, or in none")
     rows = [" ".join(map(str, row)) for row in updates.UPDATES + updates.GROWTH]
+    args.only = args.only or ""
     if not any(args.only in row for row in rows):
         parser.error(f"no row contains {args.only!r}; a name is e.g. {rows[0]!r}")
     return args

@@ -50,9 +50,10 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--resamples", type=int, default=2_000, help="of the bootstrap (default: 2000)")
     add("--watch", nargs="?", type=float, const=60, metavar="SECONDS", help="repeat, by default every minute")
     args = parser.parse_args(argv)
-    for name in ("window", "frames", "resamples", "watch"):
-        if getattr(args, name) is not None and getattr(args, name) <= 0:
-            parser.error(f"--{name} must be positive; got {getattr(args, name)}")
+    launch.refuse_empty(parser, args)
+    for name, most in (("window", 10**15), ("frames", 10**15), ("resamples", 100_000), ("watch", 10**6)):
+        if getattr(args, name) is not None and not 0 < getattr(args, name) <= most:
+            parser.error(f"--{name} must be positive and at most {most:,}; got {getattr(args, name)}")
     return args
 
 

@@ -50,6 +50,7 @@ def main(argv=None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="parent of the logs")
     parser.add_argument("--checkpoints", type=int, nargs="+", metavar="K", help="only these (default: all)")
     args = parser.parse_args(argv)
+    launch.refuse_empty(parser, args)
     try:
         environment = Atari(args.game)
     except ValueError as error:

@@ -18,6 +18,8 @@ from agents import policy as policies
 from agents.config_checks import ALLOW_IMPORT
 from agents.evaluation import evaluate, human_normalised
 
+MOST_EPISODES = 1_000_000
+
 
 def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
@@ -32,10 +34,11 @@ def main(argv=None) -> int:
     parser.add_argument("--export", metavar="FILE.safetensors", help="write the parameters, too")
     parser.add_argument("--allow_import", action="append", default=[], metavar="PKG", help=ALLOW_IMPORT)
     args = parser.parse_args(argv)
-    if args.episodes < 1:
-        parser.error(f"--episodes must be at least 1; got {args.episodes}")
-    if args.seed < 0:
-        parser.error(f"--seed must not be negative; got {args.seed}")
+    launch.refuse_empty(parser, args)
+    if not 1 <= args.episodes <= MOST_EPISODES:
+        parser.error(f"--episodes lies between 1 and {MOST_EPISODES:,}; got {args.episodes}")
+    if not 0 <= args.seed < 2**32:
+        parser.error(f"--seed lies between 0 and 2^32 - 1; got {args.seed}")
     if args.epsilon is not None and not 0 <= args.epsilon <= 1:
         parser.error(f"--epsilon is a probability; got {args.epsilon}")
     policy = policies.load(args.run_dir, args.allow_import)

@@ -48,6 +48,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--slurm", action="append", default=[], metavar="KEY=VALUE", help=slurm.HELP)
     add("--allow_import", action="append", default=[], metavar="PKG", help=ALLOW_IMPORT)
     args = parser.parse_args(argv)
+    launch.refuse_empty(parser, args)
     if args.jobs is not None and args.jobs < 1:
         parser.error(f"--jobs must be at least 1; got {args.jobs}")
     if args.steps_per_second is not None and not args.steps_per_second > 0:
@@ -69,7 +70,7 @@ def changes(args) -> dict:
         result["games"] = args.games if args.games[:1].islower() else [name for name in args.games.split(",") if name]
     if args.seeds is not None:
         numbers = args.seeds.strip(",").split(",")
-        if not all(number.isdecimal() for number in numbers):
+        if not all(number.isdecimal() and len(number) <= 10 for number in numbers):
             raise config.ConfigError(f"--seeds is {args.seeds!r}; it takes a number, e.g. 5, or a list, e.g. 3,4.")
         result["seeds"] = [int(number) for number in numbers] if "," in args.seeds else int(args.seeds)
     return {name: value for name, value in result.items() if value is not None}

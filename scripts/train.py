@@ -26,7 +26,7 @@ if __name__ == "__main__":
     launch.prepare()
 
 from agents import config, run_directory
-from agents.checkpoint import Checkpoint, newest
+from agents.checkpoint import Checkpoint, newest, newest_intact
 from agents.config_checks import ALLOW_IMPORT
 from agents.loop import train
 from agents.offline import OfflineRun, OfflineTrainer
@@ -36,6 +36,7 @@ from replay.log import DamagedError
 from training import messages
 
 DEFAULT_HEADS = {"rainbow": "c51", "full_rainbow": "c51"}  # the agents' own; hl_gauss for all others
+MOST_SEEDS = 1_000  # in one process
 OFFLINE = ("cql",)  # agents that learn from a data set, and have no schedule for games
 
 
@@ -77,7 +78,11 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--deterministic", action="store_true", help="the same bits on a GPU, too, where XLA can; slower")
     add("--print_config", action="store_true", help="print the operative config and stop")
     add("--profile", action="store_true", help="write a trace of some updates to the run directory")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    launch.refuse_empty(parser, args)
+    if args.seeds is not None and args.seeds > MOST_SEEDS:
+        parser.error(f"--seeds is at most {MOST_SEEDS}; got {args.seeds}")
+    return args
 
 
 def gin_files(args) -> list[str]:
@@ -108,7 +113,7 @@ def num_devices(mesh: str | None) -> int | None:
     if mesh is None:
         return None
     axis, _, number = mesh.partition("=")
-    if axis != "data" or not number.isdecimal():
+    if axis != "data" or not number.isdecimal() or len(number) > 6:
         raise config.ConfigError(f"--mesh is {mesh!r}; it takes data=N for N devices, e.g. data=4.")
     return int(number)
 
@@ -205,6 +210,10 @@ def job(args) -> Job:
     files = gin_files(args)[1:]
     name = run_directory.name(cfg.experiment, files, args.gin_bindings)
     run_dir = Path(args.run_dir or Path(args.base_dir, name))
+    try:
+        str(run_dir).encode()
+    except UnicodeEncodeError as error:
+        raise config.ConfigError(f"{str(run_dir)!r} is no name in UTF-8. Choose another directory.") from error
     manifest = run_directory.read_manifest(run_dir)
     if cfg.settings["Experiment.num_envs"] == "0":  # a run keeps the number it was started with
         args = argparse.Namespace(**vars(args) | {"num_envs": None})
@@ -231,6 +240,26 @@ def jobs(args) -> list[Job]:
     return [first, *map(job, others)]
 
 
+def build(experiment) -> Trainer:
+    """Builds the trainer; writes nothing.
+
+    Raises:
+      ConfigError: if what the settings describe cannot be computed.
+      MemoryError: if it does not fit.
+    """
+    try:
+        trainer = (OfflineTrainer if experiment.dataset is not None else Trainer)(experiment)
+        trainer.trace()
+        return trainer
+    except (config.ConfigError, OSError, MemoryError):
+        raise
+    except Exception as error:  # whatever JAX, flax and optax make of values that nobody foresaw
+        reason = str(error).strip().partition("\n")[0][:300]
+        raise config.ConfigError(
+            f"Nothing can be trained with these settings: {type(error).__name__}: {reason}"
+        ) from error
+
+
 def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     args = parse_args(argv)
@@ -246,9 +275,11 @@ def main(argv=None) -> int:
     todo = [job for job in wanted if not job.finished or not job.intact()]
     if not todo:
         return 0
+    for job in todo:  # one that cannot go on is not touched
+        newest_intact(job.run_dir, report=lambda line: None)
 
     offline = todo[0].cfg.experiment.dataset is not None
-    trainers = [(OfflineTrainer if offline else Trainer)(todo[0].cfg.experiment)]
+    trainers = [build(todo[0].cfg.experiment)]
     if len(todo) > 1:
         trainers = trainers[0].with_seeds([job.seed for job in todo])
     with contextlib.ExitStack() as locks:

@@ -539,10 +539,12 @@ STRANGERS = {
         "names agents.environments.Gymnasium.make_single",
     ),
     "a function of ours": (
-        "from agents import experiment\nfrom sweeping import grid\n"
-        "experiment.Experiment.environment = @grid.read()\ngrid.read.file = 'x'",
-        "names sweeping.grid.read",
+        "from agents import experiment\nfrom agents import environments\n"
+        "experiment.Experiment.environment = @environments.seeds()\nenvironments.seeds.num_envs = 1",
+        "names agents.environments.seeds",
     ),
+    "what a sweep may": ("from sweeping import grid\n", "imports sweeping.grid"),
+    "tests of a library": ("import optax._src.sharding_test\n", "imports optax._src.sharding_test"),
     "a part of ours that writes": ("from agents import logger\nlogger.Logger.run_dir = '/'", "imports agents.logger"),
     "its binding": ("from agents import environments\nenvironments.difflib.restore.which = 1", "defined in difflib"),
     "environment": ("from agents import environments\nenvironments.Gymnasium.id = 'evil:E-v0'", "imports evil"),
@@ -557,10 +559,10 @@ STRANGERS = {
         "environments.Gymnasium.kwargs = {'a': @cc.parse_config()}",
         "imports gin.config",
     ),
-    "gin through a module": (
-        "from agents import environments\nfrom sweeping import grid\n"
-        "environments.Gymnasium.kwargs = {'a': @grid.gin.parse_config()}",
-        "defined in gin.config",
+    "a function through a module": (
+        "from agents import environments\nfrom agents import dataset\n"
+        "environments.Gymnasium.kwargs = {'a': @dataset.find()}",
+        "defined in agents.recording",
     ),
 }
 

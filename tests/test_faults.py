@@ -37,10 +37,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_its_batch(tmp_path):
     assert "train/loss" not in str(logger.read(tmp_path)[-1])
 
 
-def test_a_full_disk_while_logging(tmp_path):
+def test_a_full_disk_while_logging(tmp_path, monkeypatch):
     assert train.main(catch(tmp_path, "mse", 400, CHECKPOINTS)) == 0
-    (tmp_path / "metrics.jsonl").unlink()
-    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    real = Path.open
+    full = lambda path, mode="r", **options: path.name == "metrics.jsonl" and mode == "a"
+    opened = lambda path, *mode, **options: real(Path("/dev/full") if full(path, *mode) else path, *mode, **options)
+    monkeypatch.setattr(Path, "open", opened)
     with pytest.raises(OSError, match="No space left on device"):
         train.main(catch(tmp_path, "mse", 800, CHECKPOINTS))
     newest(tmp_path).verify()

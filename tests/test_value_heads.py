@@ -303,7 +303,7 @@ def test_diagnostics(head):
         ({"v_min": 1.0, "v_max": 1.0}, "finite v_min < v_max; got v_min=1.0, v_max=1.0"),
         ({"v_min": 2.0, "v_max": 1.0}, "finite v_min < v_max"),
         ({"v_min": math.nan}, "finite v_min < v_max"),
-        ({"num_bins": 1}, "num_bins >= 2; got 1"),
+        ({"num_bins": 1}, "2 <= num_bins <= 1,000,000; got 1"),
     ],
 )
 def test_bad_supports_are_refused(head_class, settings, message):

@@ -158,5 +158,6 @@ def write_tables(analysis: Analysis, directory: Path) -> None:
         array = np.full((max(map(len, of_game)), len(analysis.games)), np.nan)
         for column, values in zip(array.T, of_game, strict=True):
             column[: len(values)] = values
-        arrays[f"{group.name}'" if group.name in ("file", "games", "allow_pickle") else group.name] = array
+        name = group.name.replace("/", "_").replace("\\", "_")  # a file of the archive
+        arrays[f"{name}'" if name in ("file", "games", "allow_pickle") else name] = array
     np.savez(directory / "scores.npz", **arrays, games=np.array(analysis.games))

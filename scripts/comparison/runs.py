@@ -13,13 +13,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from agents import launch
 from agents.environments import ROMS
 from agents.logger import METRICS
 from agents.run_directory import MANIFEST, MAY_CHANGE
+from replay.log import read_json
 
 OUTPUT, MARKER = "_compare", "comparison.json"  # the marker tells a folder of results
 SKIPPED = {OUTPUT, "_sweep", "checkpoints", "replay"}
 TAGS = {"train": "episode/return", "eval": "eval/return"}
+LONGEST, LARGEST = 200, 1e12  # names; returns
 ITERATION_FRAMES = 1_000_000  # of Dopamine's iterations
 NOT_COMPARED = {"Experiment.seed", "Experiment.log_replay", "Atari.game", "Gymnasium.id"} | MAY_CHANGE
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, EOFError)
@@ -85,15 +88,20 @@ def read(path, metric: str | None, problems: list[str]) -> list[Run]:
 
 def _text(value) -> str:
     """Anything as one line of printable text."""
-    return "".join(letter if letter.isprintable() else "?" for letter in str(value))
+    return launch.printable(str(value)).replace("\n", " ")
+
+
+def _name(value) -> str:
+    """A short name, which no spreadsheet takes for a formula."""
+    return _text(value)[:LONGEST].lstrip("=+-@") or "-"
 
 
 def _directory(run_dir: Path, metric: str | None, problems: list[str]) -> list[Run]:
     try:
-        manifest = json.loads((run_dir / MANIFEST).read_text())
+        manifest = read_json(run_dir / MANIFEST)
         settings = {_text(key): _text(value) for key, value in dict(manifest["settings"]).items()}
         protocol = manifest["protocol"]
-        game = _text(protocol.get("game") or str(protocol["id"]).split(":")[-1])
+        game = _name(protocol.get("game") or str(protocol["id"]).split(":")[-1])
         dataset = manifest.get("dataset")
         unit, behaviour_return = "frames", None
         if dataset is not None:
@@ -107,22 +115,25 @@ def _directory(run_dir: Path, metric: str | None, problems: list[str]) -> list[R
             raise ValueError(f"{planned} frames planned")
         points, reached, damaged = _points(run_dir / METRICS, TAGS[metric], unit)
         frames, returns = np.array(points, np.float64).reshape(-1, 2).T
-        if not (np.isfinite(frames).all() and np.isfinite(returns).all()):
+        if not (np.isfinite(frames).all() and np.all(np.abs(returns) < LARGEST)):
             raise ValueError("returns or frames that are no finite numbers")
+        if reached > 2 * planned:  # the last steps of all games go a little beyond
+            raise ValueError(f"{reached} frames, where {planned} were planned")
         if np.any(np.diff(frames) < 0):
             raise ValueError("frames that go backwards")
         if metric == "eval":  # made at the first step of all games at or beyond the one they were due at
             frames = np.maximum(frames - (int(manifest["num_envs"]) - 1) * frames_per_step, 1)
         facts = {"commit": _text(manifest.get("git_commit")), "device": _text(manifest.get("device"))}
-        name, seed = _text(manifest.get("title") or run_dir.parent.name), int(settings["Experiment.seed"])
+        name, seed = _name(manifest.get("title") or run_dir.parent.name), int(settings["Experiment.seed"])
     except UNREADABLE as error:
-        problems.append(f"{run_dir} cannot be read ({type(error).__name__}: {_text(error)[:200]}) and is left out.")
+        why = f"{type(error).__name__}: {_text(error)[:200]}"
+        problems.append(f"{_text(run_dir)} cannot be read ({why}) and is left out.")
         return []
     if damaged:
-        problems.append(f"{run_dir}: {damaged} damaged lines of {METRICS} are left out.")
+        problems.append(f"{_text(run_dir)}: {damaged} damaged lines of {METRICS} are left out.")
     settings = {key: value for key, value in settings.items() if key not in NOT_COMPARED}
     counts = planned, reached, frames, returns
-    return [Run(str(run_dir), name, game, seed, settings, facts, *counts, unit, behaviour_return)]
+    return [Run(_text(run_dir), name, game, seed, settings, facts, *counts, unit, behaviour_return)]
 
 
 def _points(path: Path, tag: str, unit: str) -> tuple[list, int, int]:
@@ -131,7 +142,9 @@ def _points(path: Path, tag: str, unit: str) -> tuple[list, int, int]:
     A last line that was cut short by a crash is no damage.
     """
     points, damaged, reached, line = [], 0, 0, ""
-    with path.open() as file:
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path.name}")
+    with path.open(errors="replace") as file:
         for line in file:
             if tag in line:  # much faster than to parse all
                 try:
@@ -166,14 +179,15 @@ def _file(path: Path, problems: list[str]) -> list[Run]:
             raise ValueError("neither .json nor .csv nor .csv.gz")
         for (game, agent, run), points in values.items():
             iterations, returns = np.array(sorted(points), np.float64).T
-            if not (np.isfinite(iterations).all() and np.isfinite(returns).all()):
+            if not (np.all(np.abs(iterations) < 1e6) and np.all(np.abs(returns) < LARGEST)):
                 raise ValueError("values that are no finite numbers")
             frames = (iterations + 1) * ITERATION_FRAMES
-            source, end = f"{path}: {_text(agent)}, {_text(game)}, run {run}", int(frames[-1])
-            game = camel_case.get(game, _text(game))
-            runs.append(Run(source, _text(agent), game, run, {}, {}, end, end, frames, returns))
+            source, end = f"{_text(path)}: {_text(agent)}, {_text(game)}, run {run}", int(frames[-1])
+            game = camel_case.get(game, _name(game))
+            runs.append(Run(source, _name(agent), game, run, {}, {}, end, end, frames, returns))
     except (*UNREADABLE, zlib.error, csv.Error) as error:
-        problems.append(f"{path} is not in a layout of Dopamine's baselines ({_text(error)[:200]}) and is left out.")
+        # What is in a file that is none of ours is not repeated: reports are passed on.
+        problems.append(f"{_text(path)} is not in a layout of Dopamine's baselines ({type(error).__name__}): left out.")
         return []
     return runs
 

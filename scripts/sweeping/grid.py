@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ from agents.config_checks import (
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEPS = ROOT / "configs/sweeps"
+MOST_RUNS = 100_000  # of a grid
 
 
 class Cell(NamedTuple):
@@ -93,6 +95,9 @@ class Grid:
     def __post_init__(self):
         if bool(self.games) == bool(self.envs):
             raise ConfigError("grid.Grid needs games or envs, one of them: e.g. games = 'atari_5' or ['Pong'].")
+        for name in ("games", "envs", "agents", "dataset", "gin_files", "bindings"):
+            if not isinstance(getattr(self, name), (list, tuple)) and not (name == "games" and self.games):
+                raise ConfigError(f"grid.Grid.{name} takes a list; got {getattr(self, name)!r}.")
         kinds = dict.fromkeys(("games", "envs", "agents", "heads", "dataset", "gin_files", "bindings"), str) | {
             "seeds": int
         }
@@ -109,6 +114,11 @@ class Grid:
                 )
         if not (self.agents and self._heads and self._seeds):
             raise ConfigError("The grid is empty: agents, heads and seeds must not be.")
+        if isinstance(self.seeds, int) and not 0 < self.seeds <= MOST_RUNS:
+            raise ConfigError(f"grid.Grid.seeds is a number from 1 to {MOST_RUNS:,}, or a list; got {self.seeds}.")
+        sizes = (self.agents, self._heads, self._seeds, self.envs or self.games, *self.axes.values())
+        if math.prod(map(len, sizes)) > MOST_RUNS:
+            raise ConfigError(f"The grid has more than {MOST_RUNS:,} runs: {' x '.join(str(len(s)) for s in sizes)}.")
         if self.num_envs < 1:
             raise ConfigError(f"grid.Grid.num_envs must be positive; got {self.num_envs}.")
 
@@ -194,7 +204,7 @@ def read(file, allow_import=()) -> Sweep:
     if path is None:
         shipped = ", ".join(str(path.relative_to(ROOT)) for path in sorted(SWEEPS.glob("*.gin")))
         raise ConfigError(f"There is no sweep {str(file)!r}. Shipped: {shipped}.")
-    text, source = config.read(path), str(file)
+    text, source, allow_import = config.read(path), str(file), (*allow_import, "sweeping.grid")
     gin.clear_config()
     try:
         check_statements(source, text, allow_import)
@@ -209,11 +219,10 @@ def read(file, allow_import=()) -> Sweep:
         refuse_unused(sources, set())
         for environment in itertools.chain.from_iterable(grid.envs for grid in sweep.grids):
             check_environment(environment, allow_import)
-    except ConfigError:
-        raise
-    except (ValueError, TypeError, SyntaxError, NameError, AttributeError, ImportError, RuntimeError) as error:
+    except config.MISTAKES as error:  # gin adds to the messages of ours, too
         message = str(error).partition("\n  In call to configurable")[0].partition("\n  No values supplied")[0]
-        raise ConfigError(f"{source}: {explain(message)}") from error
+        message = message or type(error).__name__
+        raise ConfigError(message if isinstance(error, ConfigError) else f"{source}: {explain(message)}") from error
     finally:
         gin.clear_config()
     return sweep

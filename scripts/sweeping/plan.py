@@ -64,7 +64,7 @@ class Plan:
             argv = [*cell.argv, *self._common]
             try:
                 run = self._run(cell, argv)
-            except ValueError as error:  # ConfigErrors, and environments that cannot be made
+            except ValueError as error:
                 raise config.ConfigError(f"The run {shlex.join(argv)} cannot start: {error}") from error
             if (other := runs.setdefault(run.run_dir, run)) is not run:
                 both = "\n".join(f"  {shlex.join(twin.argv)}" for twin in (other, run))

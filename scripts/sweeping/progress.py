@@ -23,23 +23,31 @@ def latest_rows(run_dir: Path, size: int = 16_384) -> list[dict]:
             start = max(0, file.seek(0, 2) - size)
             file.seek(start)
             lines = file.read().split(b"\n")
-    except FileNotFoundError:
+    except OSError:
         return []
-    # The last line is empty or still being written; the first one may be cut.
-    return [json.loads(line) for line in lines[1 if start else 0 : -1] if line.startswith(b"{") and line.endswith(b"}")]
+    rows = []
+    for line in lines[1 if start else 0 : -1]:  # the last one is empty or still being written; the first may be cut
+        try:
+            row = json.loads(line)
+            rows += [row] if isinstance(row, dict) else []
+        except (ValueError, RecursionError):
+            continue  # damaged
+    return rows
 
 
 def progress_of(run: Run) -> tuple[int, float | None]:
     """Agent steps of a run so far, and agent steps/s at its latest log point; updates of an offline run."""
     steps, speed = run.start, None
     for row in latest_rows(run.run_dir):
-        steps, speed = max(steps, row.get("agent_steps", row.get("updates"))), speed_of(row) or speed
+        made = row.get("agent_steps", row.get("updates"))
+        steps, speed = max(steps, made if isinstance(made, int) else 0), speed_of(row) or speed
     return min(steps, run.total), speed
 
 
 def speed_of(row: dict) -> float | None:
     """Agent steps/s of a log point that tells them, or updates/s of an offline run."""
-    return row.get("speed/updates_per_second" if "updates" in row else "speed/steps_per_second")
+    speed = row.get("speed/updates_per_second" if "updates" in row else "speed/steps_per_second")
+    return speed if isinstance(speed, (int, float)) and 0 < speed < float("inf") else None
 
 
 def duration(seconds: float) -> str:
