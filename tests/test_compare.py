@@ -652,3 +652,24 @@ def test_tensorboard_shows_it(tmp_path):
         server.wait()
     assert seen.returncode == 0, seen.stderr
     assert (tmp_path / "custom_scalars.png").stat().st_size > 20_000
+
+
+def test_its_table_of_runs_gives_the_same_comparison_again(tmp_path):
+    """So a small file stands for runs that are no longer there; offline ones, too."""
+    small_sweep(tmp_path / "runs")
+    assert compare.main([str(tmp_path / "runs"), f"--output={tmp_path / 'first'}"]) == 0
+    assert compare.main([str(tmp_path / "first/runs.csv"), f"--output={tmp_path / 'second'}"]) == 0
+    for name in ("runs.csv", "aggregates.csv", "table.csv"):
+        texts = [(tmp_path / which / name).read_text().splitlines() for which in ("first", "second")]
+        first, second = (list(csv.reader(text)) for text in texts)
+        assert len(first) == len(second) > 5
+        for row, again in zip(first, second, strict=True):
+            for one, other in zip(row, again, strict=True):
+                assert one == other or float(one) == pytest.approx(float(other), abs=1e-3)
+    offline = (
+        "group,game,seed,updates,return,behaviour_return\ncql,Pong,0,100,-20.0,-10.0\ncql,Pong,0,200,-15.0,-10.0\n"
+    )
+    (tmp_path / "offline.csv").write_text(offline)
+    assert compare.main([str(tmp_path / "offline.csv"), f"--output={tmp_path / 'third'}"]) == 0
+    assert (tmp_path / "third/runs.csv").read_text().replace("\r", "") == offline
+    assert "behaviour-normalised" in (tmp_path / "third/report.html").read_text()

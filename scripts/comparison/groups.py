@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 
 from agents.config_checks import ConfigError
-from comparison.runs import ITERATION_FRAMES, Run
+from comparison.run import Run
 
 WINDOW_FRAMES, TABLE_WINDOWS = 1_000_000, 5
 
@@ -151,7 +151,7 @@ def nice_window(frames: int) -> int:
 
 
 def _interval(groups: dict[str, list[Run]]) -> int:
-    """The largest interval between evaluations, so that every window has one."""
+    """The largest interval between returns, so that every window has one."""
     gaps = [np.diff(run.frames, prepend=0).max() for members in groups.values() for run in members if len(run.frames)]
     return int(max(gaps))
 
@@ -188,10 +188,14 @@ def compare(
             raise ConfigError(f"--groups: no name contains {' or '.join(containing)}. There are: {', '.join(groups)}.")
         groups = chosen
     frames = frames or common_frames(groups, notes)
-    if any(not run.settings for members in groups.values() for run in members):
-        window = window or ITERATION_FRAMES
-        if window % ITERATION_FRAMES:
-            raise ConfigError(f"Published runs have a return per {ITERATION_FRAMES:,} frames: --window is a multiple.")
+    from_tables = {name: members for name, members in groups.items() if not members[0].settings}
+    if from_tables:
+        interval = _interval(from_tables)
+        window = window or interval
+        if window % interval:
+            raise ConfigError(
+                f"{next(iter(from_tables))} has a return per {interval:,} {unit}: --window is a multiple."
+            )
     window = window or (nice_window(frames) if unit == "frames" else _interval(groups))
     number = int(frames // window)
     if number < 1:

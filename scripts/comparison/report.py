@@ -124,7 +124,8 @@ def write_tables(analysis: Analysis, directory: Path) -> None:
     """Writes the aggregates as CSV, and the scores as arrays in rliable's shape.
 
     `table.csv` has a row per group and aggregate of the last windows, `improvement.csv` one per pair of groups,
-    `aggregates.csv` one per group, aggregate and window, `runs.csv` one per run and window, raw. `scores.npz` holds for
+    `aggregates.csv` one per group, aggregate and window, `runs.csv` one per run and window, raw,
+    from which `scripts/compare.py` draws everything again. `scores.npz` holds for
     each group an array [runs, games] of the last windows, NaN where a run is missing.
     """
     c = analysis.comparison
@@ -145,11 +146,14 @@ def write_tables(analysis: Analysis, directory: Path) -> None:
                 writer.writerows([name, key, int(f), *values] for f, values in zip(c.frames, band.T, strict=True))
     with (directory / "runs.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["group", "game", "seed", c.unit, "return"])
+        offline = ["behaviour_return"] if c.unit == "updates" else []
+        writer.writerow(["group", "game", "seed", c.unit, "return", *offline])
         for group in c.groups:
             for run, scores in zip(group.runs, group.scores, strict=True):
+                more = [run.behaviour_return] if offline else []
                 writer.writerows(
-                    [group.name, run.game, run.seed, int(f), s] for f, s in zip(c.frames, scores, strict=True)
+                    [group.name, run.game, run.seed, int(f), round(float(s), 3), *more]
+                    for f, s in zip(c.frames, scores, strict=True)
                 )
     arrays = {}
     for group in c.groups if analysis.games else ():

@@ -1,56 +1,23 @@
-"""Reads runs: our run directories, and Dopamine's published baselines. Nothing that is read is ever executed."""
+"""Reads runs: our run directories, and tables. Nothing that is read is ever executed."""
 
 from __future__ import annotations
 
-import csv
-import gzip
 import json
 import os
-import zlib
-from collections import defaultdict
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from agents import launch
-from agents.environments import ROMS
 from agents.logger import METRICS
 from agents.run_directory import MANIFEST, MAY_CHANGE
+from comparison import tables
+from comparison.run import LARGEST, UNREADABLE, Run, name_of, text_of
 from replay.log import read_json
 
 OUTPUT, MARKER = "_compare", "comparison.json"  # the marker tells a folder of results
 SKIPPED = {OUTPUT, "_sweep", "checkpoints", "replay"}
 TAGS = {"train": "episode/return", "eval": "eval/return"}
-LONGEST, LARGEST = 200, 1e12  # names; returns
-ITERATION_FRAMES = 1_000_000  # of Dopamine's iterations
 NOT_COMPARED = {"Experiment.seed", "Experiment.log_replay", "Atari.game", "Gymnasium.id"} | MAY_CHANGE
-UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, EOFError)
-
-
-class Run(NamedTuple):
-    """One seed on one game."""
-
-    source: str  # where it was read
-    name: str  # of its settings, for people
-    game: str
-    seed: int
-    settings: dict[str, str]  # that tell it from runs of other groups; none for published runs
-    facts: dict[str, str]  # that do not, but are worth a note: commit, device
-    planned_frames: int
-    reached_frames: int
-    frames: np.ndarray  # [K], of each return; of offline runs updates, as everywhere else
-    returns: np.ndarray  # [K]
-    unit: str = "frames"  # or updates
-    behaviour_return: float | None = None  # of an offline run's data set
-
-    def windows(self, width: int, number: int) -> np.ndarray:
-        """Means of the returns in (k width, (k + 1) width] for k < number; NaN where there is none."""
-        window = np.ceil(self.frames / width).astype(int) - 1
-        inside = (window >= 0) & (window < number)
-        counts = np.bincount(window[inside], minlength=number)
-        sums = np.bincount(window[inside], weights=self.returns[inside], minlength=number)
-        return np.divide(sums, counts, out=np.full(number, np.nan), where=counts > 0)
 
 
 def read(path, metric: str | None, problems: list[str]) -> list[Run]:
@@ -67,7 +34,7 @@ def read(path, metric: str | None, problems: list[str]) -> list[Run]:
     """
     path = Path(path)
     if path.is_file():
-        return _file(path, problems)
+        return tables.read(path, problems)
     if not path.is_dir():
         raise FileNotFoundError(f"There is no {path}. Pass run directories, their parents, or Dopamine's baselines.")
     runs, seen = [], set()
@@ -82,26 +49,16 @@ def read(path, metric: str | None, problems: list[str]) -> list[Run]:
         else:
             for name in sorted(files):
                 if name.endswith(".json") and not name.endswith(".vg.json"):  # which are Dopamine's plots
-                    runs += _file(Path(folder, name), problems)
+                    runs += tables.read(Path(folder, name), problems)
     return runs
-
-
-def _text(value) -> str:
-    """Anything as one line of printable text."""
-    return launch.printable(str(value)).replace("\n", " ")
-
-
-def _name(value) -> str:
-    """A short name, which no spreadsheet takes for a formula."""
-    return _text(value)[:LONGEST].lstrip("=+-@") or "-"
 
 
 def _directory(run_dir: Path, metric: str | None, problems: list[str]) -> list[Run]:
     try:
         manifest = read_json(run_dir / MANIFEST)
-        settings = {_text(key): _text(value) for key, value in dict(manifest["settings"]).items()}
+        settings = {text_of(key): text_of(value) for key, value in dict(manifest["settings"]).items()}
         protocol = manifest["protocol"]
-        game = _name(protocol.get("game") or str(protocol["id"]).split(":")[-1])
+        game = name_of(protocol.get("game") or str(protocol["id"]).split(":")[-1])
         dataset = manifest.get("dataset")
         unit, behaviour_return = "frames", None
         if dataset is not None:
@@ -123,17 +80,17 @@ def _directory(run_dir: Path, metric: str | None, problems: list[str]) -> list[R
             raise ValueError("frames that go backwards")
         if metric == "eval":  # made at the first step of all games at or beyond the one they were due at
             frames = np.maximum(frames - (int(manifest["num_envs"]) - 1) * frames_per_step, 1)
-        facts = {"commit": _text(manifest.get("git_commit")), "device": _text(manifest.get("device"))}
-        name, seed = _name(manifest.get("title") or run_dir.parent.name), int(settings["Experiment.seed"])
+        facts = {"commit": text_of(manifest.get("git_commit")), "device": text_of(manifest.get("device"))}
+        name, seed = name_of(manifest.get("title") or run_dir.parent.name), int(settings["Experiment.seed"])
     except UNREADABLE as error:
-        why = f"{type(error).__name__}: {_text(error)[:200]}"
-        problems.append(f"{_text(run_dir)} cannot be read ({why}) and is left out.")
+        why = f"{type(error).__name__}: {text_of(error)[:200]}"
+        problems.append(f"{text_of(run_dir)} cannot be read ({why}) and is left out.")
         return []
     if damaged:
-        problems.append(f"{_text(run_dir)}: {damaged} damaged lines of {METRICS} are left out.")
+        problems.append(f"{text_of(run_dir)}: {damaged} damaged lines of {METRICS} are left out.")
     settings = {key: value for key, value in settings.items() if key not in NOT_COMPARED}
     counts = planned, reached, frames, returns
-    return [Run(_text(run_dir), name, game, seed, settings, facts, *counts, unit, behaviour_return)]
+    return [Run(text_of(run_dir), name, game, seed, settings, facts, *counts, unit, behaviour_return)]
 
 
 def _points(path: Path, tag: str, unit: str) -> tuple[list, int, int]:
@@ -159,67 +116,3 @@ def _points(path: Path, tag: str, unit: str) -> tuple[list, int, int]:
     except (json.JSONDecodeError, KeyError):
         pass  # cut short, or empty
     return points, int(reached), damaged
-
-
-def _file(path: Path, problems: list[str]) -> list[Run]:
-    """Dopamine's baselines, in one of two layouts.
-
-    JSON: a file per game, `<game>.json`, `<game>_CNN.json` or `<game>_Impala.json`, a list of {"Iteration", "Value",
-    "Agent"}; CSV, possibly compressed: columns game, agent, run, iteration, mean_return. An iteration is a million
-    frames, and games are in lower case (https://github.com/google/dopamine/tree/master/baselines/atari).
-    """
-    camel_case = {name.lower(): name for name in ROMS}
-    runs = []
-    try:
-        if path.suffix == ".json":
-            values = _json(path)
-        elif path.name.endswith((".csv", ".csv.gz")):
-            values = _csv(path)
-        else:
-            raise ValueError("neither .json nor .csv nor .csv.gz")
-        for (game, agent, run), points in values.items():
-            iterations, returns = np.array(sorted(points), np.float64).T
-            if not (np.all(np.abs(iterations) < 1e6) and np.all(np.abs(returns) < LARGEST)):
-                raise ValueError("values that are no finite numbers")
-            frames = (iterations + 1) * ITERATION_FRAMES
-            source, end = f"{_text(path)}: {_text(agent)}, {_text(game)}, run {run}", int(frames[-1])
-            game = camel_case.get(game, _name(game))
-            runs.append(Run(source, _name(agent), game, run, {}, {}, end, end, frames, returns))
-    except (*UNREADABLE, zlib.error, csv.Error) as error:
-        # What is in a file that is none of ours is not repeated: reports are passed on.
-        problems.append(f"{_text(path)} is not in a layout of Dopamine's baselines ({type(error).__name__}): left out.")
-        return []
-    return runs
-
-
-def _csv(path: Path) -> dict:
-    values = defaultdict(list)
-    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
-        for row in csv.DictReader(file):
-            point = int(row["iteration"]), float(row["mean_return"])
-            values[row["game"], row["agent"], int(row["run"])].append(point)
-    if not values:
-        raise ValueError("no rows")
-    return values
-
-
-def _json(path: Path) -> dict:
-    """Runs are not numbered there: a file lists either one run after the other, or all runs of each iteration."""
-    game, _, network = path.stem.partition("_")
-    values, of_agent = defaultdict(list), defaultdict(list)
-    rows = json.loads(path.read_text())
-    if not isinstance(rows, list):
-        raise ValueError("not a list")
-    for row in rows:
-        of_agent[f"{network} {row['Agent']}".strip()].append((int(row["Iteration"]), float(row["Value"])))
-    for agent, points in of_agent.items():
-        by_iteration = len(points) > 1 and points[0][0] == points[1][0]
-        seen, run, before = defaultdict(int), 0, -1
-        for iteration, value in points:
-            if by_iteration:
-                run, seen[iteration] = seen[iteration], seen[iteration] + 1
-            elif iteration <= before:
-                run += 1
-            before = iteration
-            values[game, agent, run].append((iteration, value))
-    return values

@@ -1,0 +1,47 @@
+"""One run, wherever it was read."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from agents import launch
+
+LONGEST, LARGEST = 200, 1e12  # names; returns
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, EOFError)
+
+
+class Run(NamedTuple):
+    """One seed on one game."""
+
+    source: str  # where it was read
+    name: str  # of its settings, for people
+    game: str
+    seed: int
+    settings: dict[str, str]  # that tell it from runs of other groups; none for published runs
+    facts: dict[str, str]  # that do not, but are worth a note: commit, device
+    planned_frames: int
+    reached_frames: int
+    frames: np.ndarray  # [K], of each return; of offline runs updates, as everywhere else
+    returns: np.ndarray  # [K]
+    unit: str = "frames"  # or updates
+    behaviour_return: float | None = None  # of an offline run's data set
+
+    def windows(self, width: int, number: int) -> np.ndarray:
+        """Means of the returns in (k width, (k + 1) width] for k < number; NaN where there is none."""
+        window = np.ceil(self.frames / width).astype(int) - 1
+        inside = (window >= 0) & (window < number)
+        counts = np.bincount(window[inside], minlength=number)
+        sums = np.bincount(window[inside], weights=self.returns[inside], minlength=number)
+        return np.divide(sums, counts, out=np.full(number, np.nan), where=counts > 0)
+
+
+def text_of(value) -> str:
+    """Anything as one line of printable text."""
+    return launch.printable(str(value)).replace("\n", " ")
+
+
+def name_of(value) -> str:
+    """A short name, which no spreadsheet takes for a formula."""
+    return text_of(value)[:LONGEST].lstrip("=+-@") or "-"

@@ -1,0 +1,115 @@
+"""Reads runs from tables: those of an earlier comparison, and Dopamine's published baselines."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import zlib
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from agents.environments import ROMS
+from comparison.run import LARGEST, UNREADABLE, Run, name_of, text_of
+
+ITERATION_FRAMES = 1_000_000  # of Dopamine's iterations
+
+
+def read(path: Path, problems: list[str]) -> list[Run]:
+    """Reads what an earlier comparison wrote, `runs.csv`, or Dopamine's baselines, in one of two layouts.
+
+    JSON: a file per game, `<game>.json`, `<game>_CNN.json` or `<game>_Impala.json`, a list of {"Iteration", "Value",
+    "Agent"}; CSV, possibly compressed: columns game, agent, run, iteration, mean_return. An iteration is a million
+    frames, and games are in lower case (https://github.com/google/dopamine/tree/master/baselines/atari).
+
+    Args:
+      path: file (.json, .csv, .csv.gz).
+      problems: gets a line for what could not be read.
+    """
+    camel_case = {name.lower(): name for name in ROMS}
+    runs = []
+    try:
+        if path.suffix == ".json":
+            values = _json(path)
+        elif path.name.endswith((".csv", ".csv.gz")):
+            rows = _rows(path)
+            if "group" in rows[0]:
+                return _own(path, rows)
+            values = _csv(rows)
+        else:
+            raise ValueError("neither .json nor .csv nor .csv.gz")
+        for (game, agent, run), points in values.items():
+            iterations, returns = np.array(sorted(points), np.float64).T
+            if not (np.all(np.abs(iterations) < 1e6) and np.all(np.abs(returns) < LARGEST)):
+                raise ValueError("values that are no finite numbers")
+            frames = (iterations + 1) * ITERATION_FRAMES
+            source, end = f"{text_of(path)}: {text_of(agent)}, {text_of(game)}, run {run}", int(frames[-1])
+            game = camel_case.get(game, name_of(game))
+            runs.append(Run(source, name_of(agent), game, run, {}, {}, end, end, frames, returns))
+    except (*UNREADABLE, zlib.error, csv.Error) as error:
+        # What is in a file that is none of ours is not repeated: reports are passed on.
+        what = f"is no table of runs, nor in a layout of Dopamine's baselines ({type(error).__name__})"
+        problems.append(f"{text_of(path)} {what} and is left out.")
+        return []
+    return runs
+
+
+def _rows(path: Path) -> list[dict]:
+    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
+        rows = list(csv.DictReader(file))
+    if not rows:
+        raise ValueError("no rows")
+    return rows
+
+
+def _own(path: Path, rows: list[dict]) -> list[Run]:
+    """Runs as `report.write_tables` puts them down."""
+    unit = "updates" if "updates" in rows[0] else "frames"
+    points, behaviour = defaultdict(list), {}
+    for row in rows:
+        key = name_of(row["group"]), name_of(row["game"]), int(row["seed"])
+        points[key].append((int(row[unit]), float(row["return"])))
+        behaviour[key] = float(row["behaviour_return"]) if row.get("behaviour_return") else None
+    runs = []
+    for key, values in points.items():
+        frames, returns = np.array(sorted(values), np.float64).T
+        there = ~np.isnan(returns)
+        if not (0 < frames[0] and frames[-1] < LARGEST and np.all(np.abs(returns[there]) < LARGEST)):
+            raise ValueError("values out of range")
+        (group, game, seed), end = key, int(frames[-1])
+        source = f"{text_of(path)}: {group}, {game}, seed {seed}"
+        read = frames[there], returns[there]
+        runs.append(Run(source, group, game, seed, {}, {}, end, end, *read, unit, behaviour[key]))
+    return runs
+
+
+def _csv(rows: list[dict]) -> dict:
+    values = defaultdict(list)
+    for row in rows:
+        point = int(row["iteration"]), float(row["mean_return"])
+        values[row["game"], row["agent"], int(row["run"])].append(point)
+    return values
+
+
+def _json(path: Path) -> dict:
+    """Runs are not numbered there: a file lists either one run after the other, or all runs of each iteration."""
+    game, _, network = path.stem.partition("_")
+    values, of_agent = defaultdict(list), defaultdict(list)
+    rows = json.loads(path.read_text())
+    if not isinstance(rows, list):
+        raise ValueError("not a list")
+    for row in rows:
+        of_agent[f"{network} {row['Agent']}".strip()].append((int(row["Iteration"]), float(row["Value"])))
+    for agent, points in of_agent.items():
+        by_iteration = len(points) > 1 and points[0][0] == points[1][0]
+        seen, run, before = defaultdict(int), 0, -1
+        for iteration, value in points:
+            if by_iteration:
+                run, seen[iteration] = seen[iteration], seen[iteration] + 1
+            elif iteration <= before:
+                run += 1
+            before = iteration
+            values[game, agent, run].append((iteration, value))
+    return values
