@@ -28,6 +28,7 @@ from agents.config_checks import (
     did_you_mean,
     explain,
     is_prefix,
+    plain,
     refuse_unused,
     settings,
 )
@@ -174,20 +175,15 @@ def _build() -> Experiment:
         # Built here too, so that its bindings are checked and recorded with the others.
         experiment.network(num_actions=1, num_logits=1)
         return experiment
-    except ConfigError:
-        raise
     except TypeError as error:
         if match := re.search(r"missing \d+ required .*argument.*?: (.*)", str(error)):
             raise ConfigError(
                 f"Values are missing: {match[0].partition(chr(10))[0]}. Name an agent and a head: "
                 "--agent dqn --head hl_gauss, or their gin files."
             ) from error
-        raise ConfigError(explain(str(error))) from error
-    except Exception as error:
-        # Gin appends the chain of configurables to the message; the first line is ours.
-        raise ConfigError(
-            str(error).partition("\n  In call to configurable")[0].partition("\n  No values supplied")[0]
-        ) from error
+        raise ConfigError(explain(plain(error))) from error
+    except Exception as error:  # ours too, to which gin has added
+        raise ConfigError(plain(error)) from error
 
 
 def _reachable(value, bindings) -> set[tuple[str, str]]:

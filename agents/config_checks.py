@@ -255,6 +255,14 @@ def is_prefix(scope: str, of: str) -> bool:
     return scope == "" or of == scope or of.startswith(scope + "/")
 
 
+def plain(error: Exception) -> str:
+    """The message of an error, or its type, without what gin adds to it."""
+    message = str(error)
+    for addition in ("\n  In call to configurable", "\n  No values supplied"):
+        message = message.partition(addition)[0]
+    return message or type(error).__name__
+
+
 def explain(message: str) -> str:
     """Adds what is allowed to gin's message."""
     classes = [selector.rpartition(".")[2] for selector, _ in gin_state._REGISTRY.items()]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.config_checks import ConfigError
+from agents.config_checks import ConfigError, plain
 from agents.learner import Learner
 from networks.value_heads import ValueHead
 from replay.samplers import Uniform
@@ -163,7 +163,7 @@ class Experiment:
         except ConfigError:
             raise
         except Exception as error:  # whatever emulators and wrappers raise
-            raise ConfigError(f"Cannot make {self.environment}: {type(error).__name__}: {error}") from error
+            raise ConfigError(f"Cannot make {self.environment}: {type(error).__name__}: {plain(error)}") from error
         network = self.network(num_actions=int(env.action_space.n), num_logits=self.head.num_logits)
         observation = np.zeros((1, *env.observation_space.shape), env.observation_space.dtype)
         env.close()

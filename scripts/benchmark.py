@@ -8,6 +8,7 @@ examples:
   python scripts/benchmark.py ratios                       heads, and prioritised replay, by turns
   python scripts/benchmark.py seeds                        several seeds in one call
   python scripts/benchmark.py checkpoints                  size, time and stall of checkpoints; to restore one
+  python scripts/benchmark.py offline                      updates from a data set, in memory and streamed
   python scripts/benchmark.py actors                       choosing actions; the games alone
   python scripts/benchmark.py training start               whole runs on Pong against what their parts allow; start-up
   python scripts/benchmark.py --against serial             by turns with the classic loop: one game, no overlap
@@ -32,7 +33,7 @@ if __name__ == "__main__":
 
 import jax
 
-from benchmarks import checkpoints, parts, peers, training, updates
+from benchmarks import checkpoints, offline, parts, peers, training, updates
 from benchmarks.timing import machine
 
 # Each gives rows of a table, as it measures them.
@@ -43,6 +44,7 @@ SECTIONS = {
     "seeds": updates.seed_rows,
     "replay": parts.replay_rows,
     "checkpoints": checkpoints.rows,
+    "offline": offline.rows,
     "actors": parts.actor_rows,
     "training": training.rows,
     "start": training.start_rows,

@@ -100,6 +100,15 @@ def test_a_step_as_in_training_changes_parameters_and_priorities():
 
 
 @pytest.mark.slow
+def test_offline_updates(tmp_path):
+    output = tmp_path / "out.json"
+    assert benchmark.main(["offline", *FAST, f"--json={output}"]) == 0
+    rows = json.loads(output.read_text())["offline"]
+    assert [row["CQL + HL-Gauss"] for row in rows] == ["bare update", "in memory", "streamed"]
+    assert all(measured(row["updates/s"]) for row in rows)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("what", [["training", "start"], ["--against=serial"], ["--against=dopamine"]])
 def test_whole_runs(what, tmp_path):
     """Several minutes; the last installs Dopamine."""

@@ -165,7 +165,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, dama
     checkpoint = checkpointer.resume(told.append)
     checkpointer.close()
     assert checkpoint.agent_steps == 20 and len(told) == 1
-    assert "at 30 agent steps is damaged" in told[0] and any(name in told[0] for name in ("30/", "000000000020"))
+    assert "checkpoints/30 is damaged" in told[0] and any(name in told[0] for name in ("30/", "000000000020"))
     assert (run_dir / "checkpoints/damaged-30").is_dir()
     assert segments(run_dir) == [0, 10]
     save_some(run_dir, (30,))  # goes on as if it had never been

@@ -19,6 +19,7 @@ from agents.environments import _StepOnRecv
 from agents.games import GameError
 from scripts import train
 
+NAMES = ("steady", "jumping")
 CHECKPOINTS = "--gin_bindings=Experiment.checkpoint_every_steps = 200"
 
 
@@ -133,13 +134,14 @@ def test_sigterm_in_every_phase_changes_no_bit(tmp_path, monkeypatch):
 
 
 def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
-    expected, jumping = (command(tmp_path / name, "dqn", 4, "--steps=400") for name in ("steady", "jumping"))
-    assert train.main(expected) == 0
+    """Neither while a run goes on, nor between its starts."""
+    steady, jumping = ([command(tmp_path / name, "dqn", 4, f"--steps={n}") for n in (200, 400)] for name in NAMES)
+    assert [train.main(flags) for flags in steady] == [0, 0]
     jumps = np.random.default_rng(0)
     monkeypatch.setattr(time, "time", lambda: jumps.uniform(0, 2e9))
-    assert train.main(jumping) == 0
+    assert [train.main(flags) for flags in jumping] == [0, 0]
     monkeypatch.undo()
-    assert_same_run(tmp_path / "steady", tmp_path / "jumping")
+    assert_same_run(*(tmp_path / name for name in NAMES))
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from agents.config_checks import (
     current_bindings,
     did_you_mean,
     explain,
+    plain,
     refuse_unused,
 )
 
@@ -220,8 +221,7 @@ def read(file, allow_import=()) -> Sweep:
         for environment in itertools.chain.from_iterable(grid.envs for grid in sweep.grids):
             check_environment(environment, allow_import)
     except config.MISTAKES as error:  # gin adds to the messages of ours, too
-        message = str(error).partition("\n  In call to configurable")[0].partition("\n  No values supplied")[0]
-        message = message or type(error).__name__
+        message = plain(error)
         raise ConfigError(message if isinstance(error, ConfigError) else f"{source}: {explain(message)}") from error
     finally:
         gin.clear_config()

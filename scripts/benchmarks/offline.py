@@ -1,0 +1,75 @@
+"""Offline updates against the bare compiled one: from a data set in memory, and from one that streams."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+from collections.abc import Iterator
+
+import jax
+
+import train
+from agents.offline import OfflineTrainer
+from benchmarks.timing import by_turns, summary
+from benchmarks.updates import compiled
+
+STEPS, GAMES = 16_000, 8  # of random play on Pong
+
+
+def record(folder: str) -> None:
+    """Logs random play, with the few updates that a run cannot do without."""
+    flags = [
+        "--game=Pong",
+        "--head=mse",
+        f"--run_dir={folder}",
+        f"--num_envs={GAMES}",
+        f"--steps={STEPS}",
+        "--log_replay",
+    ]
+    flags += [f"--warmup_steps={STEPS - 8}", f"--replay_capacity={STEPS}", "--eval_episodes=1", "--log_replay"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        train.main([*flags, "--gin_bindings=Atari.max_episode_frames = 4000"])
+
+
+def rows(args) -> Iterator[dict]:
+    """Times ten updates, by turns: bare, with all data in memory, and with a quarter of it in memory at a time."""
+    with tempfile.TemporaryDirectory() as folder:
+        record(folder)
+        calls = {}
+        for name, capacity in (("in memory", 10 * STEPS), ("streamed", STEPS // 4)):
+            flags = ["--game=Pong", "--agent=cql", "--dataset", folder, f"--replay_capacity={capacity}"]
+            trainer = OfflineTrainer(train.load(train.parse_args(flags)).experiment)
+            trainer.allocate_replay()
+            if not calls:
+                calls["bare update"] = ten(compiled(OfflineTrainer(trainer.experiment))[0])
+            calls[name] = fed(trainer)
+        times = by_turns(calls, args.repeats, args.seconds)
+    for name, seconds in times.items():
+        yield {
+            "CQL + HL-Gauss": name,
+            "updates/s": summary(10 / seconds),
+            "of the bare update": summary(times["bare update"] / seconds),
+        }
+
+
+def ten(update):
+    """Makes a function that makes ten updates."""
+
+    def call():
+        for _ in range(9):
+            update()
+        return update()
+
+    return call
+
+
+def fed(trainer: OfflineTrainer):
+    """Makes a function that makes the updates of one call as in training."""
+
+    def call():
+        trainer.feed()
+        trainer.learn()
+        return jax.tree.leaves(trainer.state.params)
+
+    return call
