@@ -15,8 +15,10 @@ import numpy as np
 
 from agents.config_checks import ConfigError
 from agents.recording import Recording, find, recorded_rows
+from replay.log import DamagedError
 from replay.ring import TimeStep
 
+PIECE = 4096  # rows that are read at a time into memory
 CHOOSE = ("random", "first")
 
 
@@ -171,29 +173,20 @@ class Episodes:
             "digest": self.digest,
         }
 
-    def lying(self, padding: int) -> TimeStep:
-        """Reads all rows [rows + padding, 1, ...]; those of the padding are no part of an episode."""
-        shape = self._logs[0].log.array("observation", *self._one_row())[0].shape[2:]
-        dtype = self._logs[0].log.array("observation", *self._one_row())[0].dtype.numpy_dtype
-        observation = np.zeros((self.rows + padding, 1, *shape), dtype)
-        window: list = []
-        for part in self._parts(0, self.rows, np.arange(self.number)):
-            window.append((part.flat, part.recording.observations(part.game, part.start, part.stop)))
-            if len(window) == 64:  # episodes that are read at a time
-                _fill(observation, window)
-        _fill(observation, window)
-        small = [np.concatenate([array, np.zeros(padding, array.dtype)])[:, None] for array in self._small[:4]]
-        steps = TimeStep(*small, observation)
-        steps.first[self.rows :] = True
-        before = np.roll(self._after, 1)
-        before[0] = 0
-        steps.action_tm1[self._starts, 0] = before
-        steps.action_tm1[self.rows :] = self._after[-1]
-        return steps
+    def pieces(self, extra: int):
+        """Yields all episodes in the order of the recordings, as (row, rows [rows, 1, ...]).
 
-    def _one_row(self) -> tuple[int, int]:
-        first = self._logs[0].log.first_row
-        return first, first + 1
+        Args:
+          extra: rows behind them that are no part of an episode.
+        """
+        for row in range(0, self.rows, PIECE):
+            end = min(row + PIECE, self.rows)
+            yield row, self._read(*self._begin(row, end, shuffled=False))
+        last = self._logs[0].observation
+        behind = lambda value, dtype: np.full((extra, 1), value, dtype)
+        flags = behind(0, np.float32), behind(False, bool), behind(True, bool)
+        frames = np.zeros((extra, 1, *last.shape), last.dtype)
+        yield self.rows, TimeStep(behind(self._after[-1], np.int32), *flags, frames)
 
     def streamed(self, start: int, stop: int) -> TimeStep:
         """Reads the rows `start` to `stop` of an endless stream of passes, each in an order of its own.
@@ -201,8 +194,22 @@ class Episodes:
         What follows, as many rows, is read ahead.
         """
         ahead, self._reading = self._reading, None
-        parts, futures = ahead[1:] if ahead and ahead[0] == (start, stop) else self._begin(start, stop)
-        self._reading = ((stop, 2 * stop - start), *self._begin(stop, 2 * stop - start))
+        begun = ahead[1] if ahead and ahead[0] == (start, stop) else self._begin(start, stop)
+        self._reading = ((stop, 2 * stop - start), self._begin(stop, 2 * stop - start))
+        return self._read(*begun)
+
+    def _begin(self, start: int, stop: int, shuffled: bool = True):
+        """Begins to read rows; returns the parts of episodes that they are, and what will be their observations."""
+        parts = []
+        while start < stop:
+            number, offset = divmod(start, self.rows)
+            end = min(stop, (number + 1) * self.rows)
+            order = self._pass(number) if shuffled else (np.arange(self.number), -1)
+            parts += self._parts(offset, offset + end - start, *order)
+            start = end
+        return parts, [part.recording.observations(part.game, part.start, part.stop) for part in parts]
+
+    def _read(self, parts, futures) -> TimeStep:
         index = np.concatenate([np.arange(part.flat, part.flat + part.stop - part.start) for part in parts])
         steps = TimeStep(*(array[index, None] for array in self._small[:4]), observation=None)
         row = 0
@@ -210,17 +217,8 @@ class Episodes:
             if part.action is not None:
                 steps.action_tm1[row] = part.action
             row += part.stop - part.start
-        observation = np.concatenate([future.result() for part in futures for future in part])
+        observation = np.concatenate([_result(future) for part in futures for future in part])
         return steps._replace(observation=observation[:, None])
-
-    def _begin(self, start: int, stop: int):
-        parts = []
-        while start < stop:
-            number, offset = divmod(start, self.rows)
-            end = min(stop, (number + 1) * self.rows)
-            parts += self._parts(offset, offset + end - start, *self._pass(number))
-            start = end
-        return parts, [part.recording.observations(part.game, part.start, part.stop) for part in parts]
 
     def _pass(self, number: int) -> tuple[np.ndarray, int]:
         """The order of the episodes in a pass, and the last episode of the pass before, -1 if there was none."""
@@ -245,11 +243,8 @@ class Episodes:
         return parts
 
 
-def _fill(observation: np.ndarray, window: list) -> None:
-    """Puts what was read where it belongs, and empties the list."""
-    for row, futures in window:
-        for future in futures:
-            values = future.result()
-            observation[row : row + len(values), 0] = values
-            row += len(values)
-    window.clear()
+def _result(future) -> np.ndarray:
+    try:
+        return future.result()
+    except Exception as error:  # TensorStore's errors are of several kinds
+        raise DamagedError(f"A replay log cannot be read any more: {str(error).partition(' [')[0]}") from error

@@ -36,7 +36,7 @@ class OfflineTrainer(Trainer):
         self.resident = self.data.rows + padding <= x.replay.capacity
         self._block = x.updates_per_call * x.learner.batch_size  # rows per call: as many as its updates draw
         rows = self.data.rows + padding if self.resident else -(-x.replay.capacity // self._block) * self._block
-        self._steps = cache(lambda: jax.tree.map(jnp.asarray, self.data.lying(padding)))  # shared by seeds
+        self._filled = cache(self._fill)  # shared by seeds
         self._extend = jax.jit(x.replay.extend, donate_argnums=0)
         return dataclasses.replace(x.replay, capacity=rows)
 
@@ -51,14 +51,17 @@ class OfflineTrainer(Trainer):
     def allocate_replay(self) -> None:
         """Allocates the replay and fills it: with all there is, or with what has streamed in by now and is kept."""
         if self.resident:
-            size = jnp.int32(self.data.rows + self.experiment.agent.n_step)
-            self.replay_state = ReplayState(self._steps(), size, size, ())
+            self.replay_state = self._filled()
             return
         super().allocate_replay()
         rows, start = self._ring.capacity, self._streamed - self._ring.capacity
         self.replay_state = self.replay_state._replace(head=jnp.int32(start % rows))
         for row in range(start, start + rows, self._block):
             self._stream(row)
+
+    def _fill(self) -> ReplayState:
+        super().allocate_replay()
+        return self._ring.restore(self.replay_state, self.data.pieces(self.experiment.agent.n_step), ())
 
     def _restore_replay(self, checkpoint) -> None:
         del checkpoint  # the data set has all of it

@@ -86,6 +86,11 @@ class Recording:
         """Name of its task, as `environment.name`."""
         return str(self.protocol.get("game") or str(self.protocol.get("id", "")).split(":")[-1].replace("/", "-"))
 
+    @property
+    def observation(self) -> np.ndarray:
+        """The first one."""
+        return self.observations(0, 0, 1)[0].result()[0]
+
     def check(self, environment, observation, num_actions: int) -> None:
         """Raises ConfigError, naming the difference, unless it can be learned from for an environment."""
         wanted = {"environment": type(environment).__name__, **dataclasses.asdict(environment)}
@@ -97,10 +102,10 @@ class Recording:
                 )
         if self.log.end == self.log.first_row:
             raise ConfigError(f"The log of {self.path} is empty.")
-        [frames, *_] = self.log.array("observation", self.log.first_row, self.log.first_row + 1)
-        if frames.shape[2:] != observation.shape[2:] or frames.dtype.numpy_dtype != observation.dtype:
+        like = self.observation
+        if like.shape != observation.shape[2:] or like.dtype != observation.dtype:
             raise ConfigError(
-                f"{self.path} holds observations {frames.dtype.name}{list(frames.shape[2:])}, not "
+                f"{self.path} holds observations {like.dtype}{list(like.shape)}, not "
                 f"{observation.dtype}{list(observation.shape[2:])}."
             )
         if "game" in wanted and self._actions(environment) != environment.actions():

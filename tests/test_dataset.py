@@ -39,6 +39,12 @@ def opened(run_dir, agent=PLAIN, **settings):
     return dataset.Dataset([str(run_dir)], **settings).open(CATCH, STATES, 3, agent)
 
 
+def lying(data):
+    """All rows, and one behind them, as they lie in memory."""
+    pieces = [steps for _, steps in data.pieces(1)]
+    return TimeStep(*(np.concatenate(arrays) for arrays in zip(*pieces, strict=True)))
+
+
 def naive_episodes(run_dir):
     """All whole episodes by a slow walk through the log: lists of (observation, action, reward, terminated)."""
     log = newest(run_dir).log
@@ -87,7 +93,7 @@ def transitions(steps, size, rows=None):
 
 def test_what_lies_in_memory_is_every_transition_that_was_played(run):
     data = opened(run)
-    steps = data.lying(1)
+    steps = lying(data)
     assert transitions(steps, data.rows + 1) == naive_transitions(naive_episodes(run))
     description = data.description()
     assert description["transitions"] == len(naive_transitions(naive_episodes(run)))
@@ -99,7 +105,7 @@ def test_what_lies_in_memory_is_every_transition_that_was_played(run):
 def test_the_replay_draws_all_of_it(run):
     """Also the first transition and the last one."""
     data = opened(run, fraction=0.05)
-    steps = jax.tree.map(jnp.asarray, data.lying(1))
+    steps = jax.tree.map(jnp.asarray, lying(data))
     state = ReplayState(steps, jnp.int32(data.rows + 1), jnp.int32(data.rows + 1), ())
     _, index = Replay(data.rows + 1).sample(state, jax.random.key(0), 20_000)
     expected = np.flatnonzero(~np.asarray(steps.first[1:, 0]))
@@ -136,28 +142,28 @@ def test_reading_ahead_changes_nothing(run):
 def test_a_fraction_of_the_episodes(run):
     episodes = sorted(naive_episodes(run), key=lambda episode: episode[2])
     first = opened(run, fraction=0.25, choose="first")
-    assert transitions(first.lying(1), first.rows + 1) == naive_transitions(episodes[: round(len(episodes) / 4)])
+    assert transitions(lying(first), first.rows + 1) == naive_transitions(episodes[: round(len(episodes) / 4)])
     random, other = opened(run, fraction=0.25), opened(run, fraction=0.25, seed=1)
     assert random.number == first.number == round(len(episodes) / 4)
-    chosen = transitions(random.lying(1), random.rows + 1)
-    assert chosen == transitions(opened(run, fraction=0.25).lying(1), random.rows + 1)
-    assert chosen != transitions(other.lying(1), other.rows + 1) and random.digest != other.digest
+    chosen = transitions(lying(random), random.rows + 1)
+    assert chosen == transitions(lying(opened(run, fraction=0.25)), random.rows + 1)
+    assert chosen != transitions(lying(other), other.rows + 1) and random.digest != other.digest
 
 
 def test_rewards_are_clipped_then_noisy(run):
     agent = dataclasses.replace(PLAIN, max_abs_reward=0.5)
-    plain, noisy = opened(run, agent).lying(1).r_t, opened(run, agent, reward_noise=0.3).lying(1)
+    plain, noisy = lying(opened(run, agent)).r_t, lying(opened(run, agent, reward_noise=0.3))
     steps = ~noisy.first
     assert set(np.unique(plain)) == {-0.5, 0.0, 0.5}
     noise = (noisy.r_t - plain)[steps]
     assert 0 <= noise.min() < 0.01 and 0.29 < noise.max() <= 0.3 and len(np.unique(noise)) > 0.9 * len(noise)
-    np.testing.assert_array_equal(noisy.r_t, opened(run, agent, reward_noise=0.3).lying(1).r_t)  # drawn once
+    np.testing.assert_array_equal(noisy.r_t, lying(opened(run, agent, reward_noise=0.3)).r_t)  # drawn once
     assert opened(run, agent).behaviour_return == opened(run).behaviour_return  # of raw rewards
 
 
 def test_monte_carlo_rewards_are_returns(run):
-    plain = opened(run).lying(1)
-    returns = opened(run, dataclasses.replace(PLAIN, target="monte_carlo")).lying(1).r_t[:, 0]
+    plain = lying(opened(run))
+    returns = lying(opened(run, dataclasses.replace(PLAIN, target="monte_carlo"))).r_t[:, 0]
     starts = np.flatnonzero(plain.first[:, 0])
     for start, stop in zip(starts[:-1], starts[1:], strict=True):
         rewards = plain.r_t[start + 1 : stop, 0]

@@ -29,6 +29,7 @@ def test_trains_on_the_newest_jax(tmp_path):
     assert run(venv_python, "-c", "import jax; print(jax.__version_info__ >= (0, 11))").strip() == "True"
     # The tests of the main job; the rest does not depend on the version of Python.
     names = ("training", "replay", "learner", "launch", "mesh", "networks", "checkpoint", "resume", "faults")
+    names += ("dataset", "offline", "synthetic")
     files = [f"tests/test_{name}.py" for name in names]
     out = run(venv_python, "-m", "pytest", "-q", *files)
     assert " passed" in out and "failed" not in out
