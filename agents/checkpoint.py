@@ -296,8 +296,10 @@ class Checkpointer:
 
     def _prune(self, keep) -> None:
         for path in self._replay.glob("[0-9]*"):
-            if path.stem not in keep and re.fullmatch(r"\d{12}", path.stem):
+            if re.fullmatch(r"\d{12}(\.json)?", path.name) and path.stem not in keep:
                 log.remove_segment(path)
+            elif path.name.endswith(".json.partial"):
+                path.unlink()
 
     def _wait(self) -> None:
         if self._committing is not None:

@@ -172,17 +172,17 @@ def check_types(sources: dict[Key, str]) -> None:
         if not isinstance(value, gin_state.ConfigurableReference) and not _fits(value, hint):
             expected = hint.__name__ if inspect.isclass(hint) else hint
             raise ConfigError(f"{source}: {key} = {_short(value)} is of the wrong type; it must be {expected}.")
-        if isinstance(value, gin_state.ConfigurableReference) and hint in (bool, int, float, str) and not _macro(value):
+        if (
+            isinstance(value, gin_state.ConfigurableReference)
+            and hint in (bool, int, float, str)
+            and not value.evaluate
+        ):
             raise ConfigError(f"{source}: {key} = {value!r} is a class; it must be a plain {hint.__name__}.")
 
 
 def _short(value) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _macro(reference) -> bool:
-    return reference.configurable.selector == "gin.macro"
 
 
 def _strange(value) -> str | None:
@@ -211,7 +211,10 @@ def _fits(value, hint) -> bool:
         return True
     if plain in (int, float):
         return not isinstance(value, bool) and isinstance(value, (int, plain))
-    return isinstance(value, plain)
+    try:
+        return isinstance(value, plain)
+    except TypeError:  # a protocol that cannot be asked
+        return True
 
 
 def refuse_unused(sources: dict[Key, str], obsolete: set[Key]) -> None:

@@ -77,6 +77,8 @@ class Dataset:
           replay.log.DamagedError: if a file is not as it was written.
         """
         recordings = [Recording(path) for path in find(self.paths)]
+        if environment.name not in (games := sorted({recording.game for recording in recordings})):
+            raise ConfigError(f"--dataset: no log is of {environment.name}; there are {', '.join(games)}.")
         for recording in recordings:
             recording.check(environment, observation, num_actions)
         return Episodes(self, recordings, environment, agent)

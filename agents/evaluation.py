@@ -55,6 +55,13 @@ def scores() -> dict[str, tuple[float, float]]:
         return {row["game"]: (float(row["random"]), float(row["human"])) for row in rows}
 
 
+def behaviour_normalised(game: str, score, behaviour: float | None):
+    """(score - random) / (behaviour - random), by the mean return of a data set; None unless that is above random."""
+    if game not in scores() or behaviour is None or behaviour <= scores()[game][0]:
+        return None
+    return (score - scores()[game][0]) / (behaviour - scores()[game][0])
+
+
 def human_normalised(game: str, score):
     """(score - random) / (human - random); None for games without a human score."""
     if game not in scores():

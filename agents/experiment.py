@@ -102,6 +102,7 @@ class Experiment:
     def _check_dataset(self) -> None:
         """Raises ValueError for settings that are of no use without games to train in."""
         games = {"num_envs": 1, "overlap": False, "warmup_steps": 0, "replay_ratio": 1.0}
+        games |= {"reseed_every_steps": 250_000}
         used = [f"Experiment.{name}" for name, value in games.items() if getattr(self, name) != value]
         exploration = ("epsilon_initial", "epsilon_train", "epsilon_decay_steps")
         used += [f"DQN.{name}" for name in exploration if getattr(self.agent, name)]
@@ -110,6 +111,16 @@ class Experiment:
             raise ValueError(
                 f"A data set is learned from without playing: {', '.join(used)} would have no effect. Leave out what "
                 "sets it, e.g. --preset; configs/cql.gin has the values that stand for none."
+            )
+        if self.total_steps % OFFLINE_UPDATES_PER_CALL:
+            raise ValueError(
+                f"An offline run makes {OFFLINE_UPDATES_PER_CALL} updates at a time: --updates is a multiple of that; "
+                f"got {self.total_steps}."
+            )
+        minimum = self.agent.n_step + self.environment.stack + 2
+        if self.replay.capacity < minimum:
+            raise ValueError(
+                f"The replay's capacity ({self.replay.capacity}) is below {minimum}. Raise --replay_capacity."
             )
         if type(self.replay.sampler) is not Uniform:
             raise ValueError(f"Transitions of a data set are drawn alike; Replay.sampler is {self.replay.sampler}.")

@@ -4,9 +4,11 @@ On a CPU an update allocates the same large arrays again and again, and XLA's ne
 older ones; the README says what each setting gains. Variables that are already set are left alone.
 """
 
+import argparse
 import importlib.metadata
 import os
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 from agents.config_checks import ConfigError
@@ -50,6 +52,13 @@ def run(main) -> NoReturn:
     except (ConfigError, OSError, MemoryError, FloatingPointError) as error:
         print(f"error: {printable(str(error)) or 'out of memory'}", file=sys.stderr)
         sys.exit(2)
+
+
+def path(text: str) -> Path:
+    """A path of the command line; an empty one, which would be the working directory, is refused."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty")
+    return Path(text)
 
 
 def refuse_empty(parser, args) -> None:

@@ -76,13 +76,10 @@ class OfflineTrainer(Trainer):
         self.replay_state = self._extend(self.replay_state, self.data.streamed(row, row + self._block))
 
     def normalised(self, mean_return: float) -> dict[str, float]:
-        """Scores of a mean return, also (score - random) / (behaviour - random), which is 1 for what was recorded."""
+        """Scores of a mean return, by what they are measured against; what was recorded has 1."""
         game, behaviour = self.experiment.environment.name, self.data.behaviour_return
-        random = evaluation.scores().get(game, (0.0,))[0]
-        scores = super().normalised(mean_return)
-        if behaviour is not None and behaviour != random:
-            scores["behaviour_normalised"] = (mean_return - random) / (behaviour - random)
-        return scores
+        score = evaluation.behaviour_normalised(game, mean_return, behaviour)
+        return super().normalised(mean_return) | ({} if score is None else {"behaviour_normalised": score})
 
     def feed(self) -> None:
         """In place of `add`: lets the clock go on by the updates of one call, and brings the rows for them."""
@@ -96,14 +93,6 @@ class OfflineRun(Run):
 
     trainer: OfflineTrainer
 
-    def _check_source(self, progress) -> None:
-        if progress.get("dataset", self.trainer.data.digest) != self.trainer.data.digest:
-            paths = ", ".join(self.trainer.experiment.dataset.paths)
-            raise ConfigError(
-                f"{self.run_dir} was begun with another data set than {paths}: its logs have changed since then, or "
-                "are others. Train in another --run_dir."
-            )
-
     def _open_source(self, checkpoint) -> None:
         """There are no games to open."""
 
@@ -114,5 +103,5 @@ class OfflineRun(Run):
         """Lets the clock go on."""
         self.trainer.feed()
 
-    def _save_source(self) -> tuple[dict, dict]:
-        return {}, {"dataset": self.trainer.data.digest}
+    def _save_source(self) -> dict:
+        return {}

@@ -27,12 +27,15 @@ def find(paths) -> list[Path]:
     """
     found: dict[str, Path] = {}
     for path in map(Path, paths):
-        below = []
+        below, seen = [], set()
         for folder, folders, files in os.walk(path, followlinks=True):
             if MANIFEST in files and DIRECTORY in folders:
                 below.append(Path(folder))
                 folders.clear()
-            folders[:] = sorted(name for name in folders if not name.startswith((".", "_")))
+            new = [
+                name for name in sorted(folders) if not name.startswith((".", "_")) and not name.endswith(".partial")
+            ]
+            folders[:] = [name for name in new if not _seen(os.path.realpath(os.path.join(folder, name)), seen)]
         if not below:
             what = "holds no replay log" if path.exists() else "does not exist"
             raise ConfigError(
@@ -40,6 +43,13 @@ def find(paths) -> list[Path]:
             )
         found |= {os.path.realpath(folder): folder for folder in below}
     return list(found.values())
+
+
+def _seen(path: str, seen: set[str]) -> bool:
+    """Whether a folder has been gone into, by another link to it."""
+    again = path in seen
+    seen.add(path)
+    return again
 
 
 def recorded_rows(path: Path) -> int:

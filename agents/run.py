@@ -53,7 +53,6 @@ class Run:
         progress = checkpoint.progress if checkpoint else {}
         if checkpoint:  # its files may have been copied from another run
             run_directory.refuse_other_settings(self.run_dir, progress["settings"], run_directory.fixed(self._settings))
-        self._check_source(progress)
         if checkpoint:
             trainer.restore(checkpoint)
         else:
@@ -69,9 +68,6 @@ class Run:
         if owes_evaluation:
             owes_evaluation = not self._evaluate()
         self._stop(trainer.agent_steps >= x.total_steps, owes_evaluation)
-
-    def _check_source(self, progress) -> None:
-        """Raises ConfigError if what is learned from cannot be gone on with."""
 
     def _open_source(self, checkpoint) -> None:
         """Opens the games, and brings them to where they were."""
@@ -146,17 +142,16 @@ class Run:
         """Begins to write a checkpoint; an evaluation that is owed is made when it is resumed."""
         self._refuse_not_finite()
         x, report, offsets = self.trainer.experiment, self._report.save(), self._logger.offsets()
-        source, told = self._save_source()
-        progress = {"report": report, "log_offsets": offsets, "owes_evaluation": owes_evaluation, **told}
+        progress = {"report": report, "log_offsets": offsets, "owes_evaluation": owes_evaluation}
         progress["settings"] = run_directory.fixed(self._settings)
-        arrays = self.trainer.save() | source
+        arrays = self.trainer.save() | self._save_source()
         if not all(np.isfinite(array).all() for name, array in arrays.items() if name.startswith("learner/params/")):
             raise FloatingPointError("The parameters are not finite. " + WHAT_HELPS)
         self._checkpointer.save(self.trainer.agent_steps, arrays, progress, x.replay.num_rows(x.num_envs))
 
-    def _save_source(self) -> tuple[dict, dict]:
-        """Returns arrays and progress to save of what is learned from."""
-        return flatten("actor", self._actor.save()), {}
+    def _save_source(self) -> dict:
+        """Returns arrays to save of what is learned from."""
+        return flatten("actor", self._actor.save())
 
     def _refuse_not_finite(self) -> None:
         """Stops a run whose loss is NaN or infinite, before it is saved, and writes down the batch that did it."""

@@ -41,13 +41,20 @@ def read(folder: Path, number: int) -> Iterator[TimeStep]:
     folder = Path(folder)
     path = lambda name: folder / f"{name}_ckpt.{number}.gz"
     small = {name: _whole(path(f"$store$_{name}")) for name in ("action", "reward", "terminal")}
-    added = int(_whole(path("add_count")))
-    length = len(small["action"])
-    if not all(array.ndim == 1 and len(array) == length for array in small.values()) or added < 1:
+    count = _whole(path("add_count"))
+    if (
+        count.size != 1
+        or count.dtype.kind not in "iu"
+        or any(array.dtype.kind not in "iufb" for array in small.values())
+    ):
+        raise DamagedError(f"{path('add_count')} or its companions hold something else")
+    added, length = int(count.item()), small["action"].size
+    if not all(array.shape == (length,) for array in small.values()) or added < 1 or not length:
         raise DamagedError(f"{path('$store$_action')} and its companions have different lengths, or hold nothing")
     cursor = added % length if added > length else 0  # the oldest row of a ring that has gone round
     last = None  # action and reward of the row before, None at the start of an episode
     padded = 0
+    cut = added > length  # the oldest row may lie in the midst of an episode, whose rest is left out
     observations = _observations(path("$store$_observation"), length, cursor)
     for i, observation in zip(range(min(added, length)), observations, strict=False):
         action, reward, terminal = (small[name][(cursor + i) % length] for name in ("action", "reward", "terminal"))
@@ -55,11 +62,17 @@ def read(folder: Path, number: int) -> Iterator[TimeStep]:
         if last is None and padded < PADDING and empty:
             padded += 1
             continue
+        if cut and not padded:
+            cut = not terminal
+            continue
+        cut = False
         yield _step(observation, *(last or (0, 0.0)), first=last is None)
         last = int(action), float(reward)
         if terminal:
             yield _step(np.zeros_like(observation), *last, terminated=True)
             last, padded = None, 0
+    for _ in observations:  # to the end, where damage is told
+        pass
 
 
 def _step(observation, action, reward, terminated=False, first=False) -> TimeStep:
@@ -88,9 +101,17 @@ def _read(file, shape, dtype) -> np.ndarray:
     return np.frombuffer(data, dtype).reshape(shape)
 
 
+def _check_end(file) -> None:
+    """Reads what is behind an array: nothing, but the sum by which a damaged file is told."""
+    if file.read(1):
+        raise ValueError("more than it says")
+
+
 def _whole(path: Path) -> np.ndarray:
     with _opened(path) as (file, shape, dtype):
-        return _read(file, shape, dtype)
+        array = _read(file, shape, dtype)
+        _check_end(file)
+        return array
 
 
 def _observations(path: Path, length: int, cursor: int) -> Iterator[np.ndarray]:
@@ -102,3 +123,5 @@ def _observations(path: Path, length: int, cursor: int) -> Iterator[np.ndarray]:
             for begin in range(0, stop, PIECE):
                 piece = _read(file, (min(PIECE, stop - begin), *shape[1:]), dtype)
                 yield from piece[max(start - begin, 0) :]
+            if stop == length:
+                _check_end(file)

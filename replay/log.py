@@ -15,6 +15,7 @@ the new observation; `first` marks the start of an episode, where the others mea
 from __future__ import annotations
 
 import collections
+import functools
 import hashlib
 import json
 import os
@@ -165,7 +166,6 @@ class Log:
         self.first_row = self._segments[0][0] if self._segments else 0
         self.end = sum(self._segments[-1][:2]) if self._segments else 0  # exclusive
         self._opened: dict[tuple[Path, str], Any] = {}  # of `array`
-        self._cache = tensorstore.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
 
     def pieces(self, start: int, stop: int):
         """Yields (row, `TimeStep` of arrays [rows, N, ...]) from `start` to before `stop`, each of a chunk or less.
@@ -201,9 +201,15 @@ class Log:
             low, high = max(start - first, 0), min(stop - first, rows)
             if low < high:
                 if (path, name) not in self._opened:
-                    self._opened[path, name] = _open(path / name, self._cache)
+                    self._opened[path, name] = _open(path / name, _cache())
                 parts.append(self._opened[path, name][low:high, game])
         return parts
+
+
+@functools.cache
+def _cache() -> tensorstore.Context:
+    """Where all logs keep chunks that have been read in part."""
+    return tensorstore.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
 
 
 def _open(path: Path, context: tensorstore.Context | None = None):

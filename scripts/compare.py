@@ -29,7 +29,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("logdirs", nargs="+", metavar="LOGDIR", help="run directories, their parents, or Dopamine's baselines")
-    add("--output", type=Path, help=f"folder for the results (default: {runs.OUTPUT} in the first LOGDIR)")
+    add("--output", type=launch.path, help=f"folder for the results (default: {runs.OUTPUT} in the first LOGDIR)")
     add("--group_by", action="append", metavar="SETTING", help="group by this setting only; may be repeated")
     add("--groups", action="append", metavar="TEXT", help="only groups whose name contains this; may be repeated")
     add("--games", help="only these games, separated by commas")

@@ -9,6 +9,7 @@ examples:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -27,17 +28,20 @@ def convert(folder: Path, number: int, environment: Atari, output: Path) -> int:
     """Writes one checkpoint to a folder that appears once it is complete; returns the number of transitions."""
     partial = output.with_name(f"{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    checkpointer, transitions = Checkpointer(partial, keep_replay=True), 0
-    for step in dqn_replay.read(folder, number):
-        checkpointer.append(step)
-        transitions += not step.first[0]
-    checkpointer.save(transitions, {}, {"converted": True}, 0)
-    checkpointer.close()
-    protocol = {"environment": type(environment).__name__, **dataclasses.asdict(environment)}
-    about = {"protocol": protocol, "converted_from": f"{folder}, checkpoint {number}"}
-    write_durably(partial / MANIFEST, json.dumps(about, indent=2).encode())
-    partial.rename(output)
-    return transitions
+    try:
+        transitions = 0
+        with contextlib.closing(Checkpointer(partial, keep_replay=True)) as checkpointer:
+            for step in dqn_replay.read(folder, number):
+                checkpointer.append(step)
+                transitions += not step.first[0]
+            checkpointer.save(transitions, {}, {"converted": True}, 0)
+        protocol = {"environment": type(environment).__name__, **dataclasses.asdict(environment)}
+        about = {"protocol": protocol, "converted_from": f"{folder}, checkpoint {number}"}
+        write_durably(partial / MANIFEST, json.dumps(about, indent=2).encode())
+        partial.rename(output)
+        return transitions
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def main(argv=None) -> int:
@@ -45,9 +49,9 @@ def main(argv=None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("folder", type=Path, help="folder with files like $store$_observation_ckpt.0.gz")
+    parser.add_argument("folder", type=launch.path, help="folder with files like $store$_observation_ckpt.0.gz")
     parser.add_argument("--game", required=True, help="Atari game in CamelCase, e.g. MsPacman")
-    parser.add_argument("--output", type=Path, required=True, help="parent of the logs")
+    parser.add_argument("--output", type=launch.path, required=True, help="parent of the logs")
     parser.add_argument("--checkpoints", type=int, nargs="+", metavar="K", help="only these (default: all)")
     args = parser.parse_args(argv)
     launch.refuse_empty(parser, args)

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
-from agents import launch, video
+from agents import launch, run_directory, video
 from agents import policy as policies
 from agents.config_checks import ALLOW_IMPORT
-from agents.evaluation import evaluate, human_normalised
+from agents.evaluation import behaviour_normalised, evaluate, human_normalised
 
 MOST_EPISODES = 1_000_000
 
@@ -53,6 +54,11 @@ def main(argv=None) -> int:
     returns = evaluate(environment, policy.act, policy.params, args.episodes, epsilon, entropy)
     steps, per_step = policy.agent_steps, policy.experiment.frames_per_step
     made = {"agent_steps": steps, "frames": steps * per_step} if per_step else {"updates": steps}
+    recorded = {}
+    if policy.experiment.dataset is not None:
+        behaviour = (run_directory.read_manifest(Path(args.run_dir)) or {}).get("dataset", {}).get("behaviour_return")
+        score = behaviour_normalised(environment.name, returns.mean(), behaviour)
+        recorded = {"behaviour_normalised": score}
     result = {
         "run_dir": args.run_dir,
         "game": environment.name,
@@ -62,6 +68,7 @@ def main(argv=None) -> int:
         "mean": returns.mean(),
         "std": returns.std(),
         "human_normalised": human_normalised(environment.name, returns.mean()),
+        **recorded,
         "returns": returns.tolist(),
     }
     if args.video:

@@ -21,8 +21,8 @@ from comparison import figures, runs  # noqa: F401, figures sets the style
 def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run_dirs", nargs="+", type=Path, help="run directories of one game")
-    parser.add_argument("--output", required=True, type=Path, help="PNG or SVG file")
+    parser.add_argument("run_dirs", nargs="+", type=launch.path, help="run directories of one game")
+    parser.add_argument("--output", required=True, type=launch.path, help="PNG or SVG file")
     parser.add_argument("--episodes", type=int, default=30, help="episodes in the moving mean (default: 30)")
     args = parser.parse_args(argv)
     if args.episodes < 1:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-from pathlib import Path
 
 from agents import launch
 
@@ -40,6 +39,7 @@ FREQUENCY, LEARNING_RATE = 1e5, 1e-3
 OFFSETS = (0, 8, 16, 24, 32)
 HEADS = {"MSE": Scalar(), "Two-Hot": TwoHot(-40.0, 40.0, 101), "HL-Gauss": HLGauss(-40.0, 40.0, 101)}
 FULL = {"images": 50_000, "batch_size": 512, "steps": 5_000, "seeds": 30}
+REDUCED = {"images": 5_000, "batch_size": 64, "steps": 2_000, "seeds": 3}
 POINTS = 20  # measurements per phase
 
 
@@ -96,7 +96,7 @@ def fit(head, pictures, y, seeds, args, report):
         for step in range(1, args.steps + 1):
             draw = jax.vmap(lambda key, n=phase * args.steps + step: jax.random.fold_in(key, n))(keys)
             params, state = several(params, state, draw, x, target)
-            if step % every == 0:
+            if step % every == 0 or step == args.steps:
                 parts = [measure(params, x[i : i + 1000], target[:, i : i + 1000]) for i in range(0, len(x), 1000)]
                 sizes = [len(x[i : i + 1000]) for i in range(0, len(x), 1000)]
                 yield phase, step, np.average(jax.device_get(parts), axis=0, weights=sizes)
@@ -130,23 +130,23 @@ def parse_args(argv) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--output", type=Path, required=True, help="folder for mse.csv and mse.png")
-    add("--full", action="store_true", help=f"the paper's size: {FULL}")
+    add("--output", type=launch.path, required=True, help="folder for mse.csv and mse.png")
+    add("--full", action="store_true", help=f"the paper's size, where flags say nothing else: {FULL}")
     add(
         "--cifar",
-        type=Path,
+        type=launch.path,
         metavar="DIR",
         help="folder with CIFAR-10's data_batch_1.bin ... _5.bin, instead of frames",
     )
-    add("--images", type=int, default=5_000, help="how many; without --cifar frames of all Atari games (default: 5000)")
-    add("--batch_size", type=int, default=64, help="images per step (default: 64)")
-    add("--steps", type=int, default=2_000, help="per phase (default: 2000)")
-    add("--seeds", type=int, default=3, help="number of seeds (default: 3)")
+    add("--images", type=int, help="how many; without --cifar frames of all Atari games (default: 5000)")
+    add("--batch_size", type=int, help="images per step (default: 64)")
+    add("--steps", type=int, help="per phase (default: 2000)")
+    add("--seeds", type=int, help="number of seeds (default: 3)")
     add("--seeds_at_once", type=int, help="in one batched computation (default: 1 on a CPU, else all)")
     args = parser.parse_args(argv)
     launch.refuse_empty(parser, args)
-    if args.full:
-        vars(args).update(FULL)
+    for name, value in (FULL if args.full else REDUCED).items():
+        setattr(args, name, value if getattr(args, name) is None else getattr(args, name))
     if args.seeds_at_once is None:
         args.seeds_at_once = 1 if jax.default_backend() == "cpu" else args.seeds
     bounds = {"images": 50_000, "batch_size": 2**16, "steps": 10**6, "seeds": 1000, "seeds_at_once": 1000}
@@ -167,6 +167,7 @@ def main(argv=None) -> int:
     print(
         f"{args.images:,} images, {args.steps:,} steps of {args.batch_size} per phase, {args.seeds} seeds", flush=True
     )
+    args.output.mkdir(parents=True, exist_ok=True)
     y, rows = targets(pictures, args.seeds), []
     for loss, head in HEADS.items():
         for first in range(0, args.seeds, args.seeds_at_once):
@@ -176,7 +177,6 @@ def main(argv=None) -> int:
             for phase, step, errors in fit(head, pictures, y[seeds.start : seeds.stop], seeds, args, report):
                 what = {"loss": loss, "b": OFFSETS[phase], "step": step}
                 rows += [{**what, "seed": s, "mse": float(e)} for s, e in zip(seeds, errors, strict=True)]
-    args.output.mkdir(parents=True, exist_ok=True)
     with (args.output / "mse.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()

@@ -65,7 +65,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--warmup_steps", type=int, help="agent steps before the first update")
     add("--replay_capacity", type=int, help="transitions kept")
     add("--mesh", metavar="data=N", help="split each batch over N devices of this host, for large networks")
-    add("--eval_every", type=int, help="agent steps between evaluations; 0: only at the end")
+    add("--eval_every", type=int, help="agent steps, offline updates, between evaluations; 0: only at the end")
     add("--eval_episodes", type=int, help="episodes per evaluation")
     add("--base_dir", default="runs", help="parent of the run directories (default: runs)")
     add("--run_dir", help="exactly this run directory, instead of one named by the settings")
@@ -260,6 +260,16 @@ def build(experiment) -> Trainer:
         ) from error
 
 
+def refuse_other_data(job: Job, trainer: OfflineTrainer) -> None:
+    """Raises ConfigError if the run was begun with another data set."""
+    if job.manifest and (job.manifest.get("dataset") or {}).get("digest") != trainer.data.digest:
+        paths = ", ".join(job.cfg.experiment.dataset.paths)
+        raise config.ConfigError(
+            f"{job.run_dir} was begun with another data set than {paths}: its logs have changed since then, or are "
+            "others. Train in another --run_dir."
+        )
+
+
 def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     args = parse_args(argv)
@@ -269,6 +279,11 @@ def main(argv=None) -> int:
         print(load(args).operative_text)
         return 0
     wanted = jobs(args)
+    offline, trainer = wanted[0].cfg.experiment.dataset is not None, None
+    if offline:  # what is learned from may have changed since a run was begun, or finished
+        trainer = build(wanted[0].cfg.experiment)
+        for job in wanted:
+            refuse_other_data(job, trainer)
     for job in wanted:
         if job.finished and job.intact():
             print(messages.finished(job, allowed(args)))
@@ -278,9 +293,8 @@ def main(argv=None) -> int:
     for job in todo:  # one that cannot go on is not touched
         newest_intact(job.run_dir, report=lambda line: None)
 
-    offline = todo[0].cfg.experiment.dataset is not None
-    trainers = [build(todo[0].cfg.experiment)]
-    if len(todo) > 1:
+    trainers = [trainer or build(todo[0].cfg.experiment)]
+    if len(todo) > 1 or todo[0] is not wanted[0]:
         trainers = trainers[0].with_seeds([job.seed for job in todo])
     with contextlib.ExitStack() as locks:
         for job in todo:

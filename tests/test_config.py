@@ -133,6 +133,8 @@ def test_cql_goes_with_every_head_and_task(task, head, tmp_path):
         ([*CQL, *bind("DQN.target = 'sarsa'")], "DQN.double picks the best action"),
         ([*CQL, *bind("DQN.cql_alpha = -1.0")], "DQN.cql_alpha must be a number from 0 on"),
         (["--agent=cql"], "needs one: --dataset DIR"),
+        ([*CQL, "--updates=105"], "10 updates at a time: --updates is a multiple of that; got 105"),
+        ([*CQL, *bind("Experiment.reseed_every_steps = 5")], "Experiment.reseed_every_steps would have no effect"),
         (bind("DQN.target = 'monte_carlo'"), "it is for data sets, --agent cql"),
         (["--dataset", "logs"], "Dataset.paths = .*is not used by this run"),
     ],

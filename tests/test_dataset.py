@@ -204,8 +204,8 @@ PONG = Atari("Pong")
         ([step(first=True), step(reward=np.nan), step(terminated=True)], CATCH, "rewards that are not finite"),
         ([step(shape=(6, 6))], CATCH, r"holds observations uint8\[6, 6\], not uint8\[6, 5\]"),
         ([step(dtype=np.float32)], CATCH, r"holds observations float32\[6, 5\]"),
-        (EPISODE, Gymnasium("CartPole-v1"), "recorded with id CartPole-v1, not catch:Catch-v0"),
-        (EPISODE, PONG, "recorded with environment Atari, not Gymnasium"),
+        (EPISODE, Gymnasium("CartPole-v1"), "no log is of Catch-v0; there are CartPole-v1"),
+        (EPISODE, PONG, "no log is of Catch-v0; there are Pong"),
     ],
 )
 def test_bad_data_is_named(steps, environment, message, tmp_path):
@@ -223,10 +223,14 @@ def test_bad_data_is_named(steps, environment, message, tmp_path):
     ],
 )
 def test_another_games_actions_are_refused(game, changes, message, tmp_path):
-    path = write_log(tmp_path / "log", [step(shape=(84, 84)) for step_ in EPISODE], PONG)
+    write_log(tmp_path / "log", [step(shape=(84, 84)) for step_ in EPISODE], PONG)
     environment = Atari(game, **changes)
+    if game != "Pong":
+        with pytest.raises(ConfigError, match="no log is of Breakout; there are Pong"):
+            dataset.Dataset([str(tmp_path)]).open(environment, np.zeros((1, 4, 84, 84), np.uint8), 4, DQN())
+        write_log(tmp_path / "other", [step(shape=(84, 84)) for step_ in EPISODE], environment)
     with pytest.raises(ConfigError, match=message):
-        dataset.Dataset([str(path)]).open(environment, np.zeros((1, 4, 84, 84), np.uint8), 4, DQN())
+        dataset.Dataset([str(tmp_path)]).open(environment, np.zeros((1, 4, 84, 84), np.uint8), 4, DQN())
 
 
 def test_games_of_the_same_actions_mix(tmp_path):
@@ -300,6 +304,9 @@ def test_dqn_replay_is_read(tmp_path):
     folder = write_dqn_replay(tmp_path / "logs", PLAYED)
     assert dqn_replay.checkpoints(folder) == [0]
     assert rows_of(dqn_replay.read(folder, 0)) == EXPECTED
+    begun = [(7, 1, 0.0, 0), (8, 0, 0.0, 1), *PLAYED]  # a ring that has gone round may begin in the midst of an episode
+    write_dqn_replay(folder, begun, 3, added=2 * len(begun))
+    assert rows_of(dqn_replay.read(folder, 3)) == EXPECTED
     turned = PLAYED[-4:] + PLAYED[:-4]  # a ring that has gone round begins at its cursor
     write_dqn_replay(folder, turned, 1, added=len(turned) + 4)
     assert rows_of(dqn_replay.read(folder, 1)) == EXPECTED
@@ -331,6 +338,8 @@ def test_dqn_replay_becomes_a_data_set(tmp_path):
         ({"$store$_observation": np.zeros((11, 4, 4), np.float32)}, "instead of 11 observations of bytes"),
         ({"$store$_action": np.array([{}] * 11)}, "an array of another kind"),  # a pickle
         ({"add_count": np.array(0)}, "hold nothing"),
+        ({"add_count": np.array([1, 2])}, "hold something else"),
+        ({"add_count": np.array(np.nan)}, "hold something else"),
     ],
 )
 def test_damaged_dqn_replay_is_refused_and_leaves_nothing(changes, message, tmp_path):
@@ -344,6 +353,12 @@ def test_dqn_replay_files_that_are_cut_or_missing(tmp_path):
     folder = write_dqn_replay(tmp_path / "logs", PLAYED)
     victim = folder / "$store$_observation_ckpt.0.gz"
     victim.write_bytes(victim.read_bytes()[:-12])
+    with pytest.raises(DamagedError, match="observation_ckpt.0.gz is missing or damaged"):
+        list(dqn_replay.read(folder, 0))
+    write_dqn_replay(folder, PLAYED)
+    flipped = bytearray(victim.read_bytes())
+    flipped[-5] ^= 1  # of the sum at the end
+    victim.write_bytes(flipped)
     with pytest.raises(DamagedError, match="observation_ckpt.0.gz is missing or damaged"):
         list(dqn_replay.read(folder, 0))
     (folder / "$store$_reward_ckpt.0.gz").unlink()

@@ -29,11 +29,11 @@ VALUES = st.one_of(
     st.integers(-(10**20), 10**20).map(str),
     st.sampled_from(["", "0", "-1", "1", "nan", "inf", "1e400", "None", "True", "[]", "{}", "'", "@x", "%X", "../.."]),
     st.sampled_from(["(", "[1", '"""', "b'x'", "1j", "{1}", "@optax.adam", "@optax.adam()", "@gin.macro()", "1e308"]),
-    st.sampled_from(["Pong", "dqn", "hl_gauss", "quick", "mlp", "CartPole-v1", "data=2", "a=b"]),
+    st.sampled_from(["Pong", "dqn", "cql", "hl_gauss", "quick", "mlp", "CartPole-v1", "data=2", "a=b"]),
     TEXT,
 )
 FLAGS = ["agent", "head", "preset", "torso", "game", "env", "seed", "seeds", "steps", "frames", "num_envs", "mesh"]
-FLAGS += ["agent=cql --dataset", "updates", "freeze_torso", "run_dir"]
+FLAGS += ["dataset", "updates", "freeze_torso", "run_dir"]
 FLAGS += ["warmup_steps", "replay_capacity", "eval_every", "eval_episodes", "gin_files", "gin_bindings"]
 NAMES = ["Learner.batch_size", "DQN.n_step", "Replay.capacity", "Experiment.num_envs", "HLGauss.num_bins", "X", ""]
 NAMES += [

@@ -70,13 +70,13 @@ def read_scores(path) -> dict[str, tuple[float, float]]:
 
 
 def behaviour_scores(comparison: Comparison, scores) -> dict[str, tuple[float, float]]:
-    """Random score and behaviour return of each game; none of a game whose runs have several behaviour returns."""
+    """Random score and behaviour return of each game of which there is one of each, the second above the first."""
     found: dict[str, set] = {}
     for group in comparison.groups:
         for run in group.runs:
             found.setdefault(run.game, set()).add(run.behaviour_return)
-    table = {game: (scores.get(game, (0.0,))[0], *values) for game, values in found.items() if len(values) == 1}
-    return {game: pair for game, pair in table.items() if pair[1] is not None and pair[0] != pair[1]}
+    alone = {game: values.pop() for game, values in found.items() if len(values) == 1 and game in scores}
+    return {game: (scores[game][0], one) for game, one in alone.items() if one is not None and one > scores[game][0]}
 
 
 def analyse(comparison: Comparison, scores=None, resamples: int = 2_000, normalise: str | None = None) -> Analysis:

@@ -111,7 +111,8 @@ def _without_twins(runs: list[Run], notes: list[str]) -> list[Run]:
     """Of two runs that are alike in everything the one that got further."""
     kept: dict[tuple, Run] = {}
     for run in runs:
-        key = (run.name if not run.settings else "", *sorted(run.settings.items()), run.game, run.seed)
+        told = run.name if not run.settings else run.behaviour_return  # which other data would hardly have
+        key = (told, *sorted(run.settings.items()), run.game, run.seed)
         twin = kept.get(key)
         if twin is None or twin.reached_frames < run.reached_frames:
             kept[key] = run
@@ -133,11 +134,14 @@ def common_frames(groups: dict[str, list[Run]], notes: list[str]) -> int:
     for name, members in list(groups.items()):
         going = all(run.reached_frames < run.planned_frames for run in members)
         if going and reach[name] < longest / 2:
-            notes.append(f"{name} has only begun ({reach[name]:,} frames) and is left out; --frames tells otherwise.")
+            notes.append(
+                f"{name} has only begun ({reach[name]:,} {members[0].unit}) and is left out; --frames tells otherwise."
+            )
             del groups[name], reach[name]
     shortest = min(reach, key=reach.get)
     if reach[shortest] < 0.99 * longest:
-        notes.append(f"Compared up to {reach[shortest]:,} frames, as far as {shortest} goes.")
+        unit = groups[shortest][0].unit
+        notes.append(f"Compared up to {reach[shortest]:,} {unit}, as far as {shortest} goes.")
     return reach[shortest]
 
 
@@ -151,9 +155,9 @@ def nice_window(frames: int) -> int:
 
 
 def _interval(groups: dict[str, list[Run]]) -> int:
-    """The largest interval between returns, so that every window has one."""
-    gaps = [np.diff(run.frames, prepend=0).max() for members in groups.values() for run in members if len(run.frames)]
-    return int(max(gaps))
+    """The width of windows at whose ends all returns lie."""
+    points = [run.frames.astype(np.int64) for members in groups.values() for run in members if len(run.frames)]
+    return int(np.gcd.reduce(np.concatenate(points)))
 
 
 def compare(
@@ -178,15 +182,15 @@ def compare(
     notes: list[str] = []
     if not any(len(run.frames) for run in runs):
         raise NothingYet("There is no run with a return yet.")
-    if len(units := {run.unit for run in runs}) > 1:
-        raise ConfigError("Offline runs count updates, and others frames: compare them apart.")
-    [unit] = units
     groups = make_groups(runs, group_by, notes)
     if containing:
         chosen = {name: members for name, members in groups.items() if any(text in name for text in containing)}
         if not chosen:
             raise ConfigError(f"--groups: no name contains {' or '.join(containing)}. There are: {', '.join(groups)}.")
         groups = chosen
+    if len(units := {run.unit for members in groups.values() for run in members}) > 1:
+        raise ConfigError("Offline runs count updates, and others frames: choose with --groups, e.g. --groups cql.")
+    [unit] = units
     frames = frames or common_frames(groups, notes)
     from_tables = {name: members for name, members in groups.items() if not members[0].settings}
     if from_tables:

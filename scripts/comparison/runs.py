@@ -17,7 +17,8 @@ from replay.log import read_json
 OUTPUT, MARKER = "_compare", "comparison.json"  # the marker tells a folder of results
 SKIPPED = {OUTPUT, "_sweep", "checkpoints", "replay"}
 TAGS = {"train": "episode/return", "eval": "eval/return"}
-NOT_COMPARED = {"Experiment.seed", "Experiment.log_replay", "Atari.game", "Gymnasium.id"} | MAY_CHANGE
+NOT_COMPARED = {"Experiment.seed", "Experiment.log_replay", "Experiment.torso_from", "Atari.game", "Gymnasium.id"}
+NOT_COMPARED |= MAY_CHANGE
 
 
 def read(path, metric: str | None, problems: list[str]) -> list[Run]:
@@ -63,7 +64,8 @@ def _directory(run_dir: Path, metric: str | None, problems: list[str]) -> list[R
         unit, behaviour_return = "frames", None
         if dataset is not None:
             unit, behaviour_return = "updates", dataset["behaviour_return"]
-            if behaviour_return is not None and not np.isfinite(float(behaviour_return)):
+            behaviour_return = None if behaviour_return is None else float(behaviour_return)
+            if behaviour_return is not None and not np.isfinite(behaviour_return):
                 raise ValueError("a behaviour return that is no finite number")
         metric = metric or ("train" if dataset is None else "eval")
         frames_per_step = int(protocol.get("frame_skip", 1)) if dataset is None else 1

@@ -72,6 +72,8 @@ def _own(path: Path, rows: list[dict]) -> list[Run]:
         key = name_of(row["group"]), name_of(row["game"]), int(row["seed"])
         points[key].append((int(row[unit]), float(row["return"])))
         behaviour[key] = float(row["behaviour_return"]) if row.get("behaviour_return") else None
+        if behaviour[key] is not None and not abs(behaviour[key]) < LARGEST:
+            raise ValueError("values out of range")
     runs = []
     for key, values in points.items():
         frames, returns = np.array(sorted(values), np.float64).T

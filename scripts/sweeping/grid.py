@@ -50,7 +50,7 @@ class Cell(NamedTuple):
     @property
     def argv(self) -> list[str]:
         """The command line."""
-        game = self.task.partition("=")[2].replace("/", "-")  # as in run directories
+        game = self.task.partition("=")[2].rpartition(":")[2].replace("/", "-")  # as in run directories
         return [*(flag.replace("{game}", game) for flag in self.flags), self.task, f"--seed={self.seed}"]
 
 
@@ -117,7 +117,8 @@ class Grid:
             raise ConfigError("The grid is empty: agents, heads and seeds must not be.")
         if isinstance(self.seeds, int) and not 0 < self.seeds <= MOST_RUNS:
             raise ConfigError(f"grid.Grid.seeds is a number from 1 to {MOST_RUNS:,}, or a list; got {self.seeds}.")
-        sizes = (self.agents, self._heads, self._seeds, self.envs or self.games, *self.axes.values())
+        games = named_games(self.games) if isinstance(self.games, str) else self.envs or self.games
+        sizes = (self.agents, self._heads, self._seeds, games, *self.axes.values())
         if math.prod(map(len, sizes)) > MOST_RUNS:
             raise ConfigError(f"The grid has more than {MOST_RUNS:,} runs: {' x '.join(str(len(s)) for s in sizes)}.")
         if self.num_envs < 1:
