@@ -25,7 +25,7 @@ from agents import launch
 if __name__ == "__main__":
     launch.prepare()
 
-from agents import config, run_directory
+from agents import config, messages, run_directory
 from agents.checkpoint import Checkpoint, newest, newest_intact
 from agents.config_checks import ALLOW_IMPORT
 from agents.loop import train
@@ -33,7 +33,6 @@ from agents.offline import OfflineRun, OfflineTrainer
 from agents.run import Run
 from agents.trainer import Trainer
 from replay.log import DamagedError
-from training import messages
 
 DEFAULT_HEADS = {"rainbow": "c51", "full_rainbow": "c51"}  # the agents' own; hl_gauss for all others
 MOST_SEEDS = 1_000  # in one process

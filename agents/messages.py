@@ -9,10 +9,10 @@ from pathlib import Path
 
 import jax
 
-from agents import run_directory
+from agents import config, run_directory
 from agents.environments import Atari
 
-TRAIN = Path(__file__).resolve().parents[1] / "train.py"
+EVALUATE = config.ROOT / "scripts/evaluate.py"
 
 
 def announce(trainer, todo, presets, logdir) -> None:
@@ -90,7 +90,7 @@ def program(name: str) -> str:
 
 def evaluate_command(run_dir, packages) -> str:
     """How to evaluate a run from the working directory."""
-    script = os.path.relpath(TRAIN.with_name("evaluate.py"))
+    script = os.path.relpath(EVALUATE)
     allowed = "".join(f" --allow_import {package}" for package in packages)
     return f"{program('python')} {script} {run_dir} --episodes 10{allowed}"
 
