@@ -304,9 +304,10 @@ def last_metrics(run_dir):
 
 # DQN with each head learns in `test_learns`.
 COMBINATIONS = [(agent, "mlp", head) for agent in ("rainbow", "soft_moe") for head in HEADS]
-COMBINATIONS += [("dqn", "impala_cnn", head) for head in HEADS]
-COMBINATIONS += [("full_rainbow", "impala_cnn", "c51"), ("rainbow", "soft_moe", "two_hot")]
-COMBINATIONS += [pytest.param("dqn", "resnet", "hl_gauss", marks=pytest.mark.slow)]
+COMBINATIONS += [("dqn", "impala_cnn", head) for head in ("mse", "hl_gauss")] + [("full_rainbow", "impala_cnn", "c51")]
+MORE = [("dqn", "impala_cnn", head) for head in HEADS[1:4] + HEADS[5:]]
+MORE += [("rainbow", "soft_moe", "two_hot"), ("dqn", "resnet", "hl_gauss")]
+COMBINATIONS += [pytest.param(*combination, marks=pytest.mark.slow) for combination in MORE]
 
 
 @pytest.mark.parametrize("agent, torso, head", COMBINATIONS)
