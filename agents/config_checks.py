@@ -172,11 +172,8 @@ def check_types(sources: dict[Key, str]) -> None:
         if not isinstance(value, gin_state.ConfigurableReference) and not _fits(value, hint):
             expected = hint.__name__ if inspect.isclass(hint) else hint
             raise ConfigError(f"{source}: {key} = {_short(value)} is of the wrong type; it must be {expected}.")
-        if (
-            isinstance(value, gin_state.ConfigurableReference)
-            and hint in (bool, int, float, str)
-            and not value.evaluate
-        ):
+        is_class = isinstance(value, gin_state.ConfigurableReference) and not value.evaluate
+        if is_class and hint in (bool, int, float, str):
             raise ConfigError(f"{source}: {key} = {value!r} is a class; it must be a plain {hint.__name__}.")
 
 

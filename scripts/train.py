@@ -293,7 +293,7 @@ def main(argv=None) -> int:
         newest_intact(job.run_dir, report=lambda line: None)
 
     trainers = [trainer or build(todo[0].cfg.experiment)]
-    if len(todo) > 1 or todo[0] is not wanted[0]:
+    if len(todo) > 1 or trainers[0].experiment.seed != todo[0].seed:
         trainers = trainers[0].with_seeds([job.seed for job in todo])
     with contextlib.ExitStack() as locks:
         for job in todo:
