@@ -35,8 +35,8 @@ class Experiment:
       dataset: `dataset.Dataset` to learn from offline, instead of games. Wherever agent steps are counted, updates are
         then, one for each; the games are for evaluations alone.
       total_steps: agent steps in the run, over all games.
-      torso_from: run directory whose torso is taken over, with `QNetwork.freeze_torso`, so that only the last layer is
-        trained: the linear probe of Section 5.2.2.
+      torso_from: run directory, or one of its checkpoints, whose torso is taken over, with `QNetwork.freeze_torso`, so
+        that only the last layer is trained: the linear probe of Section 5.2.2.
       seed: determines initial parameters, games, exploration and sampling.
       num_envs: games stepped in parallel; 0 chooses by the machine.
       overlap: steps the games while the learner computes. Updates then come exactly one step of all games later than

@@ -69,5 +69,6 @@ def refuse_empty(parser, args) -> None:
 
 
 def printable(text: str) -> str:
-    """Text without what would steer a terminal; lines stay."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
+    """Text as one line, without what would steer a terminal."""
+    line = " ".join(filter(None, (part.strip() for part in text.splitlines())))
+    return "".join(letter if letter.isprintable() else "?" for letter in line)

@@ -9,28 +9,31 @@ import flax.linen as nn
 import jax
 
 from agents import config, run_directory
-from agents.checkpoint import newest
+from agents.checkpoint import Checkpoint, newest
 from agents.config_checks import ConfigError
 from agents.learner import TrainState
+from replay.log import DamagedError
 
 OWN = ("kernel_init", "noise")  # of how parameters begin, not of what they compute
 
 
-def torso_of(run_dir: str, torso: nn.Module, like):
-    """Loads the torso of a run's newest intact checkpoint.
+def torso_of(source: str, torso: nn.Module, like):
+    """Loads the torso of a checkpoint; returns it, and what it is from, for the probe's manifest.
 
     Args:
-      run_dir: the run directory.
+      source: a run directory, of which the newest intact checkpoint is taken, or one checkpoint of it.
       torso: the module that is to have it; it must be built as the run's is.
       like: its parameters, of which shapes and types are compared.
 
     Raises:
       ConfigError: if there is no run with a checkpoint, or its torso is another one.
     """
-    manifest = run_directory.read_manifest(Path(run_dir))
-    checkpoint = newest(run_dir, verified=True) if manifest else None
+    path = Path(source)
+    run_dir = path.parents[1] if path.parent.name == "checkpoints" and path.name.isdecimal() else path
+    manifest = run_directory.read_manifest(run_dir)
+    checkpoint = _checkpoint(path, run_dir) if manifest else None
     if checkpoint is None:
-        raise ConfigError(f"--freeze_torso: {run_dir} holds no run with an intact checkpoint.")
+        raise ConfigError(f"--freeze_torso: {source} holds no run with an intact checkpoint.")
     ours, theirs = config.settings(), manifest["settings"]
     parts = {name for name in ours if name.partition(".")[0] in _modules(torso)} | {"QNetwork.torso"}
     different = [
@@ -39,8 +42,20 @@ def torso_of(run_dir: str, torso: nn.Module, like):
         if not name.endswith(OWN) and ours.get(name) != theirs.get(name)
     ]
     if different:
-        raise ConfigError(f"--freeze_torso: the torso of {run_dir} is another one: {'; '.join(different)}.")
-    return checkpoint.restore("learner/params/params/torso", like)
+        raise ConfigError(f"--freeze_torso: the torso of {source} is another one: {'; '.join(different)}.")
+    origin = {"checkpoint": str(checkpoint.path), "state_sha256": checkpoint.state_sha256}
+    return checkpoint.restore("learner/params/params/torso", like), origin
+
+
+def _checkpoint(path: Path, run_dir: Path) -> Checkpoint | None:
+    if path == run_dir:
+        return newest(run_dir, verified=True)
+    try:
+        checkpoint = Checkpoint(path)
+        checkpoint.verify(replay=False)
+        return checkpoint
+    except DamagedError as error:
+        raise ConfigError(f"--freeze_torso: {error}.") from error
 
 
 def _modules(module: nn.Module) -> set[str]:

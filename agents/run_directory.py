@@ -112,13 +112,13 @@ def fixed(settings: dict[str, str]) -> dict[str, str]:
 def refuse_other_settings(run_dir: Path, old: dict[str, str], settings: dict[str, str]) -> None:
     """Raises ConfigError, naming the differences, if a run with other settings, `old`, is in `run_dir`."""
     different = [
-        f"  {key} = {settings.get(key, '(unset)')}, but the run there has {old.get(key, '(unset)')}"
+        f"{key} = {settings.get(key, '(unset)')}, but the run there has {old.get(key, '(unset)')}"
         for key in sorted((old.keys() | settings.keys()) - MAY_CHANGE)
         if old.get(key) != settings.get(key)
     ]
     if different:
         raise config.ConfigError(
-            f"{run_dir} holds a run with other settings:\n" + "\n".join(different) + "\n"
+            f"{run_dir} holds a run with other settings: {'; '.join(different)}. "
             "Go on with its settings, or train these in another directory: --run_dir DIR."
         )
 
@@ -135,6 +135,7 @@ def create(run_dir: Path, trainer, cfg: config.Config, title: str) -> None:
         "parameters": trainer.num_parameters,
         "replay_bytes": trainer.replay_bytes,
         **({"dataset": trainer.data.description()} if x.dataset else {}),
+        **({"torso": trainer.torso_origin} if trainer.torso_origin else {}),
     }
     run_dir.mkdir(parents=True, exist_ok=True)
     _write(run_dir, manifest, cfg)

@@ -59,7 +59,7 @@ class Trainer:
         self._add = jax.jit(partial(x.replay.add, **window), donate_argnums=0)
 
         self._init = partial(jax.jit(partial(x.learner.init, self.network)), observation=observation)
-        self._torso = None
+        self._torso, self.torso_origin = None, None
         if (x.torso_from is not None) != getattr(self.network, "freeze_torso", False):
             raise ConfigError(
                 "Experiment.torso_from and QNetwork.freeze_torso go together: use --freeze_torso RUN_DIR."
@@ -67,7 +67,8 @@ class Trainer:
         try:
             if x.torso_from is not None:
                 params = jax.eval_shape(self.network.init, jax.random.key(0), observation)
-                self._torso = probe.torso_of(x.torso_from, self.network.torso, params["params"]["torso"])
+                like = params["params"]["torso"]
+                self._torso, self.torso_origin = probe.torso_of(x.torso_from, self.network.torso, like)
             self._begin()
         except ConfigError:
             raise

@@ -72,7 +72,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--gin_bindings", action="append", default=[], metavar="BINDING", help="gin binding, may be repeated")
     add("--allow_import", action="append", default=[], metavar="PKG", help=ALLOW_IMPORT)
     add("--dataset", nargs="+", metavar="DIR", help="of --agent cql: runs with a replay log, or their parents")
-    add("--freeze_torso", metavar="RUN", help="train a fresh last layer on the frozen torso of this run")
+    add("--freeze_torso", metavar="RUN", help="train a fresh last layer on the frozen torso of this run, or checkpoint")
     add("--log_replay", action="store_true", help="keep every transition of the run, as a data set")
     add("--deterministic", action="store_true", help="the same bits on a GPU, too, where XLA can; slower")
     add("--print_config", action="store_true", help="print the operative config and stop")

@@ -41,3 +41,12 @@ def test_nothing_is_started_again_twice_or_under_jax(monkeypatch):
     monkeypatch.delitem(sys.modules, "jax", raising=False)
     monkeypatch.setenv(PREPARED, "1")
     launch.prepare()
+
+
+def test_what_the_user_got_wrong_is_one_line(capsys):
+    def main():
+        raise launch.ConfigError("this is wrong:\n  \x1b[31mthat\n\nThat is allowed.")
+
+    with pytest.raises(SystemExit) as error:
+        launch.run(main)
+    assert error.value.code == 2 and capsys.readouterr().err == "error: this is wrong: ?[31mthat That is allowed.\n"

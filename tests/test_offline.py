@@ -12,8 +12,8 @@ import pytest
 from test_resume import series
 from test_training import SMALL, catch
 
-from agents import config, logger, policy, trainer
-from agents.checkpoint import newest
+from agents import config, logger, policy, run_directory, trainer
+from agents.checkpoint import Checkpoint, checkpoints, newest
 from agents.dqn import DQN
 from agents.evaluation import behaviour_normalised
 from agents.offline import OfflineTrainer
@@ -90,7 +90,8 @@ KNOBS += [f"--gin_bindings={line}" for line in ("DQN.discount = 0.9", "Learner.t
 def data(tmp_path_factory):
     """The log of 3,000 steps of random play on Catch."""
     run_dir = tmp_path_factory.mktemp("data") / "Catch-v0/dqn/seed0"
-    assert train.main([*catch(run_dir, "mse", 3000), *RANDOM, "--log_replay"]) == 0
+    two = "--gin_bindings=Experiment.checkpoint_every_steps = 2_000"
+    assert train.main([*catch(run_dir, "mse", 3000), *RANDOM, "--log_replay", two]) == 0
     return run_dir
 
 
@@ -285,9 +286,24 @@ def test_a_frozen_torso_stays_as_it_is_and_the_head_learns(data, tmp_path):
     for name, array in torso.items():
         for which in ("params", "target_params"):
             np.testing.assert_array_equal(array, ours[f"{which}/params/torso/{name}"])
+    origin = run_directory.read_manifest(tmp_path / "probe")["torso"]
+    assert origin == {"checkpoint": str(newest(data).path), "state_sha256": newest(data).state_sha256}
     fresh = built(tmp_path / "probe").state.params["params"]["head"]["kernel"]
     assert not np.allclose(ours["params/params/head/kernel"], fresh)
     assert train.main([*flags, f"--freeze_torso={data}", f"--gin_files={tmp_path / 'own.gin'}", "--steps=1400"]) == 0
+
+
+def test_a_probe_of_an_older_checkpoint(data, tmp_path):
+    newer, older = checkpoints(data)
+    flags = catch(tmp_path / "probe", "mse", 600)
+    assert train.main([*flags, f"--freeze_torso={older}"]) == 0
+    assert run_directory.read_manifest(tmp_path / "probe")["torso"]["checkpoint"] == str(older)
+    torso = lambda checkpoint: checkpoint.arrays("learner/params/params/torso/")["Dense_0/kernel"]
+    np.testing.assert_array_equal(torso(newest(tmp_path / "probe")), torso(Checkpoint(older)))
+    assert not np.array_equal(torso(Checkpoint(older)), torso(Checkpoint(newer)))
+    with pytest.raises(config.ConfigError, match="--freeze_torso: .*is missing or damaged"):
+        train.main([*catch(tmp_path / "another", "mse", 600), f"--freeze_torso={older.with_name('7')}"])
+    assert not (tmp_path / "another").exists()
 
 
 def built(run_dir):

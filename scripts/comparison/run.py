@@ -39,7 +39,7 @@ class Run(NamedTuple):
 
 def text_of(value) -> str:
     """Anything as one line of printable text."""
-    return launch.printable(str(value)).replace("\n", " ")
+    return launch.printable(str(value))
 
 
 def name_of(value) -> str:

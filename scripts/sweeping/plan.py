@@ -67,8 +67,8 @@ class Plan:
             except ValueError as error:
                 raise config.ConfigError(f"The run {shlex.join(argv)} cannot start: {error}") from error
             if (other := runs.setdefault(run.run_dir, run)) is not run:
-                both = "\n".join(f"  {shlex.join(twin.argv)}" for twin in (other, run))
-                raise config.ConfigError(f"Two runs of the sweep have the same directory, {run.run_dir}:\n{both}")
+                both = " and ".join(shlex.join(twin.argv) for twin in (other, run))
+                raise config.ConfigError(f"Two runs of the sweep have the same directory, {run.run_dir}: {both}.")
         return list(runs.values())
 
     def _run(self, cell: Cell, argv: list[str]) -> Run:
