@@ -7,6 +7,7 @@ import tempfile
 # Four devices are for meshes.
 FLAGS = ("backend_optimization_level=1", "cpu_multi_thread_eigen=false", "force_host_platform_device_count=4")
 os.environ.setdefault("XLA_FLAGS", " ".join(f"--xla_{flag}" for flag in FLAGS))
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU is shared with the processes that tests start
 
 import jax
 
