@@ -55,7 +55,10 @@ class DQN:
         if self.target not in TARGETS:
             raise ValueError(f"DQN.target is {self.target!r}; allowed: {', '.join(map(repr, TARGETS))}.")
         if self.target != "max" and self.double:
-            raise ValueError(f"DQN.double picks the best action, and DQN.target is {self.target!r}. Set one of them.")
+            raise ValueError(
+                f"DQN.double picks the best action, which DQN.target = {self.target!r} does not take: "
+                "add DQN.double = False."
+            )
         if self.target == "monte_carlo" and self.n_step != 1:
             raise ValueError(f"DQN.target = 'monte_carlo' sums up all rewards: DQN.n_step is 1; got {self.n_step}.")
         if not 0 <= self.cql_alpha < float("inf"):

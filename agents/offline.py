@@ -93,6 +93,10 @@ class OfflineRun(Run):
 
     trainer: OfflineTrainer
 
+    def __init__(self, trainer: OfflineTrainer, run_dir, operative_text: str, settings: dict[str, str]):
+        # So that checkpoints tell what they were learned from.
+        super().__init__(trainer, run_dir, operative_text, {**settings, "Dataset.digest": trainer.data.digest})
+
     def _open_source(self, checkpoint) -> None:
         """There are no games to open."""
 

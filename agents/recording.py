@@ -12,7 +12,7 @@ import numpy as np
 
 from agents.checkpoint import newest
 from agents.config_checks import ConfigError
-from replay.log import DIRECTORY, Log, read_json
+from replay.log import DIRECTORY, DamagedError, Log, read_json
 from replay.ring import TimeStep
 
 MANIFEST = "manifest.json"
@@ -58,7 +58,10 @@ def recorded_rows(path: Path) -> int:
     if checkpoint is None or not checkpoint.segments:
         return 0
     log = checkpoint.log
-    [first, *_] = log.array("first", log.first_row, log.first_row + 1)
+    try:
+        [first, *_] = log.array("first", log.first_row, log.first_row + 1)
+    except ValueError as error:  # of TensorStore, pages long
+        raise DamagedError(f"The replay log of {path} is damaged: {str(error).partition(' [')[0][:300]}") from error
     return (log.end - log.first_row) * first.shape[1]
 
 
@@ -124,8 +127,8 @@ class Recording:
                 f"{environment.game} has {', '.join(environment.actions())}. Mix games of the same actions, or such "
                 "as were recorded with Atari.full_action_space = True."
             )
-        taken = self.rows.action_tm1[~self.rows.first]
-        if len(taken) and not 0 <= taken.min() <= taken.max() < num_actions:
+        taken = self.rows.action_tm1  # those that were sent with a reset, too: SARSA takes them for the next action
+        if not 0 <= taken.min() <= taken.max() < num_actions:
             raise ConfigError(
                 f"{self.path} holds actions from {taken.min()} to {taken.max()}; there are {num_actions}, from 0 on."
             )

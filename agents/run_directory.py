@@ -36,7 +36,7 @@ MAY_CHANGE = {
     "Experiment.eval_every_steps",
     "Experiment.eval_episodes",
     "Learner.num_devices",
-    "Dataset.paths",  # the same data may lie elsewhere; its digest is in the checkpoints
+    "Dataset.paths",  # the same data may lie elsewhere; its digest must be the same
 }
 MANIFEST, LOCK = "manifest.json", ".lock"
 ENVIRONMENT = ("XLA_FLAGS", "GLIBC_TUNABLES")
@@ -67,7 +67,7 @@ def name(experiment, files, bindings) -> Path:
       files: gin files, without base.gin; their stems make the middle part, but for the environment's.
       bindings: the user's own gin bindings, e.g. 'Learner.batch_size = 64', which becomes 'batch_size=64'.
     """
-    own = []
+    own = [_probe(Path(experiment.torso_from))] if experiment.torso_from else []
     for binding in bindings:
         parameter, _, value = binding.partition("=")
         parameter = parameter.strip().rpartition(".")[2]
@@ -76,6 +76,14 @@ def name(experiment, files, bindings) -> Path:
     if len(middle) > 120:
         middle = f"{middle[:111]}-{hashlib.sha256(middle.encode()).hexdigest()[:8]}"
     return Path(experiment.environment.name, middle, f"seed{experiment.seed}")
+
+
+def _probe(source: Path) -> str:
+    """Says whose torso it is: the run's name and, if it is not its newest one, the checkpoint."""
+    checkpoint = [source.name] if source.parent.name == "checkpoints" else []
+    run_dir = source.parents[1] if checkpoint else source
+    title = run_dir.parent.name if re.fullmatch(r"seed\d+", run_dir.name) else run_dir.name
+    return "=".join(["probe", "-".join([re.sub(r"[^A-Za-z0-9._=+-]+", "_", title), *checkpoint])])
 
 
 def read_manifest(run_dir: Path) -> dict | None:
@@ -93,6 +101,10 @@ def read_manifest(run_dir: Path) -> dict | None:
                 start |= {name: dict(start.get(name) or {}) for name in ("versions", "environment")}
             settings = {str(name): str(value) for name, value in dict(manifest["settings"]).items()}
             checked = {**starts[0], "settings": settings, "num_envs": int(manifest["num_envs"])}
+            if manifest.get("dataset") is not None:
+                data = dict(manifest["dataset"])
+                score = data.get("behaviour_return")
+                checked["dataset"] = data | {"behaviour_return": None if score is None else float(score)}
             return checked | ({"resumed": starts[1:]} if starts[1:] else {})
         except (DamagedError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise config.ConfigError(f"{path} is damaged ({error!r}). Choose another --run_dir.") from error

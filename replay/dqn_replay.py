@@ -20,6 +20,7 @@ import numpy as np
 from replay.log import DamagedError
 from replay.ring import TimeStep
 
+KINDS = {"action": "iu", "reward": "iuf", "terminal": "iub"}  # NumPy's kinds of types
 PADDING = 3  # rows of zeros before an episode, at most
 PIECE = 1_000  # observations in memory at a time
 
@@ -30,32 +31,71 @@ def checkpoints(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in names if match)
 
 
-def read(folder: Path, number: int) -> Iterator[TimeStep]:
-    """Yields the rows of one checkpoint as time steps of a single game, in the order in which they were played.
+def _path(folder: Path, name: str, number: int) -> Path:
+    return Path(folder) / f"{name}_ckpt.{number}.gz"
 
-    A game's last observation is not there; it comes out as zeros, which nothing is bootstrapped from.
 
-    Raises:
-      replay.log.DamagedError: if a file is missing, cut short, or not what it should be.
-    """
-    folder = Path(folder)
-    path = lambda name: folder / f"{name}_ckpt.{number}.gz"
-    small = {name: _whole(path(f"$store$_{name}")) for name in ("action", "reward", "terminal")}
+def _small(folder: Path, number: int) -> tuple[dict[str, np.ndarray], int, int]:
+    """All arrays of a checkpoint but the observations, how many rows were ever added, and how many it has room for."""
+    path = lambda name: _path(folder, name, number)
+    small = {name: _whole(path(f"$store$_{name}")) for name in KINDS}
     count = _whole(path("add_count"))
     if (
         count.size != 1
         or count.dtype.kind not in "iu"
-        or any(array.dtype.kind not in "iufb" for array in small.values())
+        or any(small[name].dtype.kind not in kinds for name, kinds in KINDS.items())
     ):
         raise DamagedError(f"{path('add_count')} or its companions hold something else")
     added, length = int(count.item()), small["action"].size
-    if not all(array.shape == (length,) for array in small.values()) or added < 1 or not length:
+    if not all(array.shape == (length,) for array in small.values()) or added < 0 or not length:
         raise DamagedError(f"{path('$store$_action')} and its companions have different lengths, or hold nothing")
+    return small, added, length
+
+
+def check(folder: Path, number: int, shape: tuple[int, ...], num_actions: int) -> bool:
+    """Refuses a checkpoint that is not of a game; returns whether an episode ends in it, without which it is of no use.
+
+    Args:
+      folder: of the files.
+      number: of the checkpoint.
+      shape: of an observation.
+      num_actions: there are in the game.
+
+    Raises:
+      replay.log.DamagedError: for observations of another shape, actions that the game does not have, or rewards that
+        are not finite; and if a file is missing, or not what it should be.
+    """
+    small, added, length = _small(folder, number)
+    used = {name: array[:added] for name, array in small.items()}
+    with _opened(observations := _path(folder, "$store$_observation", number)) as (_, found, _):
+        pass
+    if found[1:] != shape:
+        raise DamagedError(f"{observations} holds observations {list(found[1:])}, not {list(shape)}")
+    if added and not 0 <= used["action"].min() <= used["action"].max() < num_actions:
+        low, high = used["action"].min(), used["action"].max()
+        raise DamagedError(
+            f"{_path(folder, '$store$_action', number)} holds actions from {low} to {high}; the game has {num_actions}"
+        )
+    if not np.isfinite(used["reward"]).all():
+        raise DamagedError(f"{_path(folder, '$store$_reward', number)} holds rewards that are not finite")
+    return bool(used["terminal"].any())
+
+
+def read(folder: Path, number: int) -> Iterator[TimeStep]:
+    """Yields the rows of one checkpoint as time steps of a single game, in the order in which they were played.
+
+    A game's last observation is not there; it comes out as zeros, which nothing is bootstrapped from. What comes before
+    the first padding is the rest of an episode, and left out: of a ring that has gone round, and of a run's last file,
+    which holds what came after the one before.
+
+    Raises:
+      replay.log.DamagedError: if a file is missing, cut short, or not what it should be.
+    """
+    small, added, length = _small(folder, number)
     cursor = added % length if added > length else 0  # the oldest row of a ring that has gone round
     last = None  # action and reward of the row before, None at the start of an episode
-    padded = 0
-    cut = added > length  # the oldest row may lie in the midst of an episode, whose rest is left out
-    observations = _observations(path("$store$_observation"), length, cursor)
+    padded, cut = 0, True
+    observations = _observations(_path(folder, "$store$_observation", number), length, cursor)
     for i, observation in zip(range(min(added, length)), observations, strict=False):
         action, reward, terminal = (small[name][(cursor + i) % length] for name in ("action", "reward", "terminal"))
         empty = not (observation.any() or action or reward or terminal)

@@ -42,6 +42,8 @@ def convert(folder: Path, number: int, environment: Atari, output: Path) -> int:
         return transitions
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        with contextlib.suppress(OSError):  # if there is nothing in it
+            output.parent.rmdir()
 
 
 def main(argv=None) -> int:
@@ -70,7 +72,10 @@ def main(argv=None) -> int:
         if output.exists():
             print(f"{output} is there already.")
             continue
-        args.output.mkdir(parents=True, exist_ok=True)
+        screen = (environment.screen, environment.screen)
+        if not dqn_replay.check(args.folder, number, screen, len(environment.actions())):
+            print(f"No episode ends in checkpoint {number}, which is left out.")
+            continue
         print(f"{output}: {convert(args.folder, number, environment, output):,} transitions", flush=True)
     return 0
 

@@ -56,7 +56,8 @@ def main(argv=None) -> int:
     made = {"agent_steps": steps, "frames": steps * per_step} if per_step else {"updates": steps}
     recorded = {}
     if policy.experiment.dataset is not None:
-        behaviour = (run_directory.read_manifest(Path(args.run_dir)) or {}).get("dataset", {}).get("behaviour_return")
+        manifest = run_directory.read_manifest(Path(args.run_dir)) or {}
+        behaviour = (manifest.get("dataset") or {}).get("behaviour_return")
         score = behaviour_normalised(environment.name, returns.mean(), behaviour)
         recorded = {"behaviour_normalised": score}
     result = {

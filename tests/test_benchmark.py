@@ -100,8 +100,9 @@ def test_a_step_as_in_training_changes_parameters_and_priorities():
 
 
 @pytest.mark.slow
-def test_offline_updates(tmp_path):
+def test_offline_updates(tmp_path, monkeypatch):
     output = tmp_path / "out.json"
+    monkeypatch.setattr(benchmark.offline, "STEPS", 16_000)
     assert benchmark.main(["offline", *FAST, f"--json={output}"]) == 0
     rows = json.loads(output.read_text())["offline"]
     assert [row["CQL + HL-Gauss"] for row in rows] == ["bare update", "in memory", "streamed"]

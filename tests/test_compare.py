@@ -286,6 +286,50 @@ def without(run_dir, drop):
     return run_dir
 
 
+def offline(run_dir, paths, digest, behaviour_return):
+    """Makes a run one of a data set, evaluated at its 30,000th update and its 80,000th, and no run of games."""
+    manifest = json.loads((run_dir / "manifest.json").read_text())
+    manifest["settings"] |= {"Dataset.paths": paths, "Experiment.total_steps": "80000"}
+    manifest |= {"num_envs": 1, "dataset": {"digest": digest, "behaviour_return": behaviour_return}}
+    (run_dir / "manifest.json").write_text(json.dumps(manifest))
+    rows = [{"updates": 30_000, "eval/return": 1.0}, {"updates": 80_000, "eval/return": behaviour_return}]
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_runs_on_different_data_are_never_pooled(tmp_path, capsys):
+    for game in ("Pong", "Breakout"):
+        for name, more in (("a", 0.0), ("b", 4.0)):
+            for seed in (0, 1):
+                run_dir = make_run(tmp_path / name, game, seed)
+                offline(run_dir, f"['{name}/{game}']", f"{game} {name}", 8.0 + more)
+    result = groups.compare(runs.read(tmp_path / "a", None, []))
+    assert [group.name for group in result.groups] == ["dqn-hl_gauss-quick"]  # one data set per game
+    result = groups.compare(runs.read(tmp_path, None, []))
+    assert {group.name: set(group.scores[:, -1]) for group in result.groups} == {
+        "dqn-hl_gauss-quick paths=['a/*']": {8.0},
+        "dqn-hl_gauss-quick paths=['b/*']": {12.0},
+    }
+    assert result.frames.tolist() == [30_000, 80_000]
+    assert not [note for note in result.notes if "windows" in note or "frames" in note]  # between them none was due
+    assert compare.main([str(tmp_path), f"--output={tmp_path / 'out'}"]) == 0
+    assert "with different mean returns have none in common" in capsys.readouterr().out
+    run_dir = make_run(tmp_path / "a", seed=2)
+    offline(run_dir, "['a/Pong']", "Pong changed", 8.0)
+    names = groups.make_groups(runs.read(tmp_path, None, []), None, [])
+    assert len(names) == 4 and sum("paths=['a/*'] (Pong cha)" in name for name in names) == 1
+
+
+def test_probes_of_different_torsos_are_no_twins(tmp_path):
+    """Runs of several seeds and games are one group, whose sources differ in these, too."""
+    for head in ("mse", "c51"):
+        for game in ("Pong", "Breakout"):
+            for seed in (0, 1):
+                settings = {"Experiment.torso_from": f"'runs/{game}/dqn-{head}-fast/seed{seed}'"}
+                make_run(tmp_path, game, seed, settings=settings, name=f"probe-{head}")
+    result, notes = notes_of(tmp_path)
+    assert sorted(len(group.runs) for group in result.groups) == [4, 4] and "the same settings" not in notes
+
+
 def test_windows_without_a_return_are_left_out_and_said(tmp_path):
     make_run(tmp_path)
     without(make_run(tmp_path, head="mse"), lambda frames: frames <= 110_000)

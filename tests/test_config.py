@@ -616,6 +616,11 @@ def test_names_of_runs(own):
     assert (
         name_of(own("from agents import dqn\ndqn.DQN.double = True", "ddqn.gin")) == "Pong/dqn-hl_gauss-fast-ddqn/seed0"
     )
+    source = "runs/Pong/dqn-mse-fast-n_step=3/seed1"
+    probe = "Pong/dqn-hl_gauss-fast-probe=dqn-mse-fast-n_step=3"
+    assert name_of(f"--freeze_torso={source}") == f"{probe}/seed0"
+    assert name_of(f"--freeze_torso={source}/checkpoints/500") == f"{probe}-500/seed0"
+    assert name_of("--freeze_torso=own run/") == "Pong/dqn-hl_gauss-fast-probe=own_run/seed0"
 
 
 LONG = [f"{name} = 1000" for name in sorted(run_directory.MAY_CHANGE)]
@@ -640,7 +645,7 @@ def test_different_bindings_make_different_names(one, other):
 def run_dir(tmp_path):
     """A run directory as the first start makes it, without training; the settings of the run are in gin."""
     cfg = train.load(train.parse_args(["--head=mse"]))
-    trainer = SimpleNamespace(experiment=cfg.experiment, num_parameters=1, replay_bytes=1)
+    trainer = SimpleNamespace(experiment=cfg.experiment, num_parameters=1, replay_bytes=1, torso_origin=None)
     assert run_directory.read_manifest(tmp_path / "run") is None
     run_directory.create(tmp_path / "run", trainer, cfg, "dqn-mse-fast")
     return tmp_path / "run"

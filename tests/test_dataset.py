@@ -271,7 +271,7 @@ def test_parents_of_logs_are_searched(run, tmp_path):
 # The DQN Replay Dataset
 
 
-def write_dqn_replay(folder, rows, number=0, capacity=None, added=None, **changes):
+def write_dqn_replay(folder, rows, number=0, added=None, **changes):
     """Rows are (observation, action, reward, terminal), in the order in which they lie in the files."""
     folder.mkdir(exist_ok=True)
     arrays = {
@@ -279,7 +279,7 @@ def write_dqn_replay(folder, rows, number=0, capacity=None, added=None, **change
         "$store$_action": np.array([row[1] for row in rows], np.int32),
         "$store$_reward": np.array([row[2] for row in rows], np.float32),
         "$store$_terminal": np.array([row[3] for row in rows], np.uint8),
-        "add_count": np.array(added or len(rows)),
+        "add_count": np.array(len(rows) if added is None else added),
     }
     for name, array in (arrays | changes).items():
         with gzip.open(folder / f"{name}_ckpt.{number}.gz", "wb") as file:
@@ -310,16 +310,20 @@ def test_dqn_replay_is_read(tmp_path):
     turned = PLAYED[-4:] + PLAYED[:-4]  # a ring that has gone round begins at its cursor
     write_dqn_replay(folder, turned, 1, added=len(turned) + 4)
     assert rows_of(dqn_replay.read(folder, 1)) == EXPECTED
-    write_dqn_replay(folder, PLAYED + [(9, 0, 0, 0)] * 5, 2, added=len(PLAYED))  # a ring that is not full
+    write_dqn_replay(folder, begun + [(9, 0, 0, 0)] * 5, 2, added=len(begun))  # a run's last file, not full
     assert rows_of(dqn_replay.read(folder, 2)) == EXPECTED
 
 
-def test_dqn_replay_becomes_a_data_set(tmp_path):
+def test_dqn_replay_becomes_a_data_set(tmp_path, capsys):
     """By the command; what came of it is learned from as any log."""
     big = lambda rows: np.array([np.full((84, 84), row[0]) for row in rows], np.uint8)
     folder = write_dqn_replay(tmp_path / "logs", PLAYED, **{"$store$_observation": big(PLAYED)})
     write_dqn_replay(folder, PLAYED * 2, 7, **{"$store$_observation": big(PLAYED * 2)})
+    write_dqn_replay(folder, PLAYED, 8, added=0, **{"$store$_observation": big(PLAYED)})  # a last file of no rows
+    write_dqn_replay(folder, PLAYED[:4], 9, **{"$store$_observation": big(PLAYED[:4])})
     assert convert.main([str(folder), "--game=Pong", f"--output={tmp_path / 'Pong'}"]) == 0
+    said = capsys.readouterr().out
+    assert "checkpoint 8, which is left out" in said and "checkpoint 9, which is left out" in said
     assert sorted(path.name for path in (tmp_path / "Pong").iterdir()) == ["ckpt_0", "ckpt_7"]
     paths = [str(tmp_path / "Pong")]
     data = dataset.Dataset(paths).open(PONG, np.zeros((1, 4, 84, 84), np.uint8), 6, DQN())
@@ -334,19 +338,25 @@ def test_dqn_replay_becomes_a_data_set(tmp_path):
     "changes, message",
     [
         ({"$store$_reward": np.zeros(3)}, "different lengths"),
-        ({"$store$_observation": np.zeros((3, 4, 4), np.uint8)}, "instead of 11 observations of bytes"),
-        ({"$store$_observation": np.zeros((11, 4, 4), np.float32)}, "instead of 11 observations of bytes"),
+        ({"$store$_observation": np.zeros((3, 84, 84), np.uint8)}, "instead of 11 observations of bytes"),
+        ({"$store$_observation": np.zeros((11, 84, 84), np.float32)}, "instead of 11 observations of bytes"),
+        ({"$store$_observation": np.zeros((11, 4, 4), np.uint8)}, r"holds observations \[4, 4\], not \[84, 84\]"),
+        ({"$store$_action": np.full(11, 77)}, "holds actions from 77 to 77; the game has 6"),
+        ({"$store$_action": np.full(11, -1)}, "holds actions from -1 to -1"),
+        ({"$store$_action": np.full(11, np.nan)}, "hold something else"),
+        ({"$store$_reward": np.full(11, np.nan)}, "rewards that are not finite"),
         ({"$store$_action": np.array([{}] * 11)}, "an array of another kind"),  # a pickle
-        ({"add_count": np.array(0)}, "hold nothing"),
+        ({"add_count": np.array(-1)}, "hold nothing"),
         ({"add_count": np.array([1, 2])}, "hold something else"),
         ({"add_count": np.array(np.nan)}, "hold something else"),
     ],
 )
 def test_damaged_dqn_replay_is_refused_and_leaves_nothing(changes, message, tmp_path):
-    folder = write_dqn_replay(tmp_path / "logs", PLAYED, **changes)
+    whole = {"$store$_observation": np.ones((11, 84, 84), np.uint8)}
+    folder = write_dqn_replay(tmp_path / "logs", PLAYED, **whole | changes)
     with pytest.raises(DamagedError, match=message):
         convert.main([str(folder), "--game=Pong", f"--output={tmp_path / 'Pong'}"])
-    assert not list((tmp_path / "Pong").glob("ckpt_0"))
+    assert not (tmp_path / "Pong").exists()
 
 
 def test_dqn_replay_files_that_are_cut_or_missing(tmp_path):

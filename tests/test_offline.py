@@ -210,6 +210,17 @@ def test_other_data_is_refused_and_the_same_may_move(data, tmp_path):
         train.main(cql(tmp_path / "run", copy, "hl_gauss", 800))
     with pytest.raises(config.ConfigError, match="was begun with another data set"):  # though it is finished
         train.main(cql(tmp_path / "run", copy, "hl_gauss", 600))
+    manifest = tmp_path / "run/manifest.json"  # the checkpoints tell, too: these may have come from another run
+    changed = json.loads(manifest.read_text())
+    changed["dataset"]["digest"] = opened(copy).digest
+    manifest.write_text(json.dumps(changed))
+    with pytest.raises(config.ConfigError, match="other settings: Dataset.digest = "):
+        train.main(cql(tmp_path / "run", copy, "hl_gauss", 800))
+
+
+def opened(run_dir):
+    experiment = train.load(train.parse_args(cql("unused", run_dir))).experiment
+    return OfflineTrainer(experiment).data
 
 
 def test_bad_data_leaves_nothing(tmp_path):

@@ -116,6 +116,13 @@ def test_flags_replace_values_of_the_grid(write):
     assert len(cells("--games=atari_5", "--seeds=2")) == 10 and len(cells("--games=Pong", "--seeds=7,")) == 1
 
 
+@pytest.mark.parametrize("flag, length", [("--steps", "updates"), ("--updates", "steps")])
+def test_a_length_of_another_kind_is_refused_with_a_hint(flag, length, write):
+    path = write(f"grid.Grid.games = ['Pong']\ngrid.Grid.{length} = 9")
+    with pytest.raises(config.ConfigError, match=f"{flag}: .* are counted in {length}: use --{length}"):
+        sweep.main([path, f"{flag}=5", "--dry_run"])
+
+
 def test_all_runs_have_the_same_number_of_games(write):
     """Where the preset leaves it to the machine, the grid decides; where the preset says it, the preset."""
     path = write("grid.Grid.games = ['Pong']\ngrid.Grid.num_envs = 32\ngrid.Grid.seeds = 2")

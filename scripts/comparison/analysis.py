@@ -103,6 +103,8 @@ def analyse(comparison: Comparison, scores=None, resamples: int = 2_000, normali
         note += " Pass a table with --scores to add some." if reference == "human" else ""
     else:
         note = ""
+    if reference == "behaviour" and note:
+        note += " Data sets of a game with different mean returns have none in common: see --normalise human."
     if note:
         comparison.notes.append(note)
 

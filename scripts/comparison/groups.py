@@ -81,6 +81,7 @@ def make_groups(runs: list[Run], wanted: list[str] | None, notes: list[str]) -> 
     Raises:
       ConfigError: if no run has a wanted setting.
     """
+    runs = _tell_data(runs)
     keys = differing(runs)
     if wanted is not None:
         known = dict.fromkeys(key for run in runs for key in run.settings)
@@ -107,12 +108,30 @@ def make_groups(runs: list[Run], wanted: list[str] | None, notes: list[str]) -> 
     return named
 
 
+def _tell_data(runs: list[Run]) -> list[Run]:
+    """Makes a setting of the data set where runs on the same game learned from different ones."""
+    digests: dict = {}
+    for run in runs:
+        if run.data:
+            digests.setdefault(run.game, set()).add(run.data[1])
+            digests.setdefault((run.game, run.data[0]), set()).add(run.data[1])
+    if all(len(of_one) == 1 for of_one in digests.values()):
+        return runs
+    told = []
+    for run in runs:
+        if run.data:
+            paths, digest = run.data
+            changed = len(digests[run.game, paths]) > 1  # by the same paths something else was found later
+            run = run._replace(settings={**run.settings, "Dataset.paths": paths + f" ({digest[:8]})" * changed})
+        told.append(run)
+    return told
+
+
 def _without_twins(runs: list[Run], notes: list[str]) -> list[Run]:
     """Of two runs that are alike in everything the one that got further."""
     kept: dict[tuple, Run] = {}
     for run in runs:
-        told = run.name if not run.settings else run.behaviour_return  # which other data would hardly have
-        key = (told, *sorted(run.settings.items()), run.game, run.seed)
+        key = (None if run.settings else run.name, *sorted(run.settings.items()), run.game, run.seed)
         twin = kept.get(key)
         if twin is None or twin.reached_frames < run.reached_frames:
             kept[key] = run
@@ -231,22 +250,25 @@ def _align(groups: dict[str, list[Run]], window: int, number: int, notes: list[s
     groups = {name: [run for run in members if run.game in games] for name, members in groups.items()}
     scores = {name: np.array([run.windows(window, number) for run in members]) for name, members in groups.items()}
     kept = np.ones(number, bool)
+    any_return = ~np.isnan(np.concatenate(list(scores.values()))).all(axis=0)  # evaluations may be further apart
+    every = [run for members in groups.values() for run in members]
     for name, members in groups.items():
         of = np.array([run.game for run in members])
         for game in games:
             kept &= ~np.isnan(scores[name][of == game]).all(axis=0)
     if not kept.any():
-        raise ConfigError(f"No window of {window:,} frames has a return of each group on each game: raise --window.")
-    if not kept.all():
-        ends = (np.flatnonzero(~kept) + 1) * window
+        raise ConfigError(
+            f"No window of {window:,} {every[0].unit} has a return of each group on each game: raise --window."
+        )
+    if (lacking := any_return & ~kept).any():
+        ends = (np.flatnonzero(lacking) + 1) * window
         notes.append(
             f"{len(ends)} of {number} windows are left out, since a group has no return on a game in them: those that "
-            f"end at {', '.join(f'{end:,}' for end in ends[:8])}{' and more' if len(ends) > 8 else ''} frames."
+            f"end at {', '.join(f'{end:,}' for end in ends[:8])}{' and more' if len(ends) > 8 else ''} {every[0].unit}."
         )
     scores = {name: values[:, kept] for name, values in scores.items()}
     for name, members in groups.items():
         notes += _gaps(name, members, games, scores[name])
-    every = [run for members in groups.values() for run in members]
     for fact in ("commit", "device"):
         if len(values := {run.facts[fact] for run in every if run.facts.get(fact)}) > 1:
             notes.append(f"The runs differ in {fact}: {', '.join(sorted(values))}.")

@@ -27,6 +27,7 @@ class Run(NamedTuple):
     returns: np.ndarray  # [K]
     unit: str = "frames"  # or updates
     behaviour_return: float | None = None  # of an offline run's data set
+    data: tuple[str, str] | None = None  # paths of an offline run's data set, for people, and its digest
 
     def windows(self, width: int, number: int) -> np.ndarray:
         """Means of the returns in (k width, (k + 1) width] for k < number; NaN where there is none."""

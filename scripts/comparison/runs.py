@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,9 @@ from replay.log import read_json
 OUTPUT, MARKER = "_compare", "comparison.json"  # the marker tells a folder of results
 SKIPPED = {OUTPUT, "_sweep", "checkpoints", "replay"}
 TAGS = {"train": "episode/return", "eval": "eval/return"}
-NOT_COMPARED = {"Experiment.seed", "Experiment.log_replay", "Experiment.torso_from", "Atari.game", "Gymnasium.id"}
+NOT_COMPARED = {"Experiment.seed", "Experiment.log_replay", "Atari.game", "Gymnasium.id"}
 NOT_COMPARED |= MAY_CHANGE
+TORSO, DATA = "Experiment.torso_from", "Dataset.paths"
 
 
 def read(path, metric: str | None, problems: list[str]) -> list[Run]:
@@ -61,9 +63,10 @@ def _directory(run_dir: Path, metric: str | None, problems: list[str]) -> list[R
         protocol = manifest["protocol"]
         game = name_of(protocol.get("game") or str(protocol["id"]).split(":")[-1])
         dataset = manifest.get("dataset")
-        unit, behaviour_return = "frames", None
+        unit, behaviour_return, data = "frames", None, None
         if dataset is not None:
             unit, behaviour_return = "updates", dataset["behaviour_return"]
+            data = _of_any_game(settings.get(DATA, ""), game), text_of(dataset["digest"])
             behaviour_return = None if behaviour_return is None else float(behaviour_return)
             if behaviour_return is not None and not np.isfinite(behaviour_return):
                 raise ValueError("a behaviour return that is no finite number")
@@ -91,8 +94,15 @@ def _directory(run_dir: Path, metric: str | None, problems: list[str]) -> list[R
     if damaged:
         problems.append(f"{text_of(run_dir)}: {damaged} damaged lines of {METRICS} are left out.")
     settings = {key: value for key, value in settings.items() if key not in NOT_COMPARED}
+    if TORSO in settings:
+        settings[TORSO] = _of_any_game(settings[TORSO], game)
     counts = planned, reached, frames, returns
-    return [Run(text_of(run_dir), name, game, seed, settings, facts, *counts, unit, behaviour_return)]
+    return [Run(text_of(run_dir), name, game, seed, settings, facts, *counts, unit, behaviour_return, data)]
+
+
+def _of_any_game(path: str, game: str) -> str:
+    """A path of a data set or of another run, without the game and the seed that it is of."""
+    return re.sub(r"\bseed\d+\b", "seed*", path.replace(game, "*"))
 
 
 def _points(path: Path, tag: str, unit: str) -> tuple[list, int, int]:

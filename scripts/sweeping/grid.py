@@ -170,8 +170,11 @@ class Sweep:
         """The same sweep with other values in all of its grids.
 
         Raises:
-          ConfigError: if games are given for grids of other environments.
+          ConfigError: if games are given for grids of other environments, or a length of another kind.
         """
+        for name, other in (("steps", "updates"), ("updates", "steps")):
+            if name in changes and any(getattr(grid, other) is not None for grid in self.grids):
+                raise ConfigError(f"--{name}: the runs of this sweep are counted in {other}: use --{other}.")
         if "games" in changes and any(grid.envs for grid in self.grids):
             raise ConfigError("--games names Atari games, but the sweep has grid.Grid.envs.")
         return Sweep([dataclasses.replace(grid, **changes) for grid in self.grids])
