@@ -226,6 +226,8 @@ def test_shipped_sweeps(name, tmp_path, monkeypatch):
         "stickiness": 60 * 2 * 3 * 5,
         "quick": 2 * 3 * 3,
         "minatar": 5 * 5 * 3,
+        "minatar_smoothing": 2 * (3 * 3 + 1) * 2,
+        "minatar_stickiness": 2 * 3 * 2 * 2,
         "calibration": 2 * 2 * 2,
         "offline_losses": 17 * 4 * 3,
         "offline_softmax": 17 * 4 * 2 * 3,
@@ -240,6 +242,7 @@ def test_shipped_sweeps(name, tmp_path, monkeypatch):
     runs = Plan(str(tmp_path)).runs(list(arms.values()))
     assert len({planned.run_dir for planned in runs}) == len(arms)
     lengths = {"quick": 60_000, "minatar": 1_000_000, "offline_quick": 50_000, "calibration": 750_000}
+    lengths |= dict.fromkeys(("minatar_smoothing", "minatar_stickiness"), 300_000)
     lengths |= dict.fromkeys(("offline_losses", "offline_softmax", "offline_noise", "offline_targets"), 6_250_000)
     assert {planned.total for planned in runs} == {lengths.get(name, 50_000_000)}
 

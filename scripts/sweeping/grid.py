@@ -109,7 +109,7 @@ class Grid:
         for axis, values in self.axes.items():
             if not isinstance(values, (list, tuple)) or not values:
                 raise ConfigError(f"grid.Grid.axes: {axis!r} needs a list of values; got {values!r}.")
-            if not all(isinstance(value, (bool, int, float, str, tuple, type(None))) for value in values):
+            if not all(isinstance(value, (bool, int, float, str, tuple, dict, type(None))) for value in values):
                 raise ConfigError(
                     f"grid.Grid.axes: {axis!r} takes plain values; got {values!r}. Bind others in a grid for each."
                 )
