@@ -80,10 +80,10 @@ def name(experiment, files, bindings) -> Path:
 
 def _probe(source: Path) -> str:
     """Says whose torso it is: the run's name and, if it is not its newest one, the checkpoint."""
-    checkpoint = [source.name] if source.parent.name == "checkpoints" else []
-    run_dir = source.parents[1] if checkpoint else source
+    is_checkpoint = source.parent.name == "checkpoints"
+    run_dir = source.parents[1] if is_checkpoint else source
     title = run_dir.parent.name if re.fullmatch(r"seed\d+", run_dir.name) else run_dir.name
-    return "=".join(["probe", "-".join([re.sub(r"[^A-Za-z0-9._=+-]+", "_", title), *checkpoint])])
+    return f"probe={re.sub(r'[^A-Za-z0-9._=+-]+', '_', title)}" + (f"-{source.name}" if is_checkpoint else "")
 
 
 def read_manifest(run_dir: Path) -> dict | None:
