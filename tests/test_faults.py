@@ -109,7 +109,7 @@ PHASES = {
 }
 
 
-SOME = ("evaluating", "writing", "playing again")
+SOME = ("evaluating", "writing")
 
 
 @pytest.mark.parametrize("phases", [SOME, pytest.param(tuple(PHASES), marks=pytest.mark.slow)], ids=["some", "every"])
@@ -137,6 +137,7 @@ def test_sigterm_in_any_phase_changes_no_bit(phases, tmp_path, monkeypatch):
     assert_same_run(tmp_path / "never interrupted", tmp_path / "interrupted")
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
     """Neither while a run goes on, nor between its starts."""
     steady, jumping = ([command(tmp_path / name, "dqn", 4, f"--steps={n}") for n in (200, 400)] for name in NAMES)

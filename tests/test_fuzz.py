@@ -154,7 +154,7 @@ def damage(finished, folder, name, edits):
     return run_dir
 
 
-@hypothesis.settings(SETTINGS, max_examples=20)
+@hypothesis.settings(SETTINGS, max_examples=12)
 @hypothesis.given(name=st.sampled_from(FILES), edits=BYTES)
 def test_run_directories(name, edits, finished, longer, tmp_path_factory):
     """Damaged ones, as every script reads them."""
@@ -172,7 +172,7 @@ def test_run_directories(name, edits, finished, longer, tmp_path_factory):
         assert_same_arrays(longer, run_dir)
 
 
-@hypothesis.settings(SETTINGS, max_examples=15)
+@hypothesis.settings(SETTINGS, max_examples=10)
 @hypothesis.given(name=st.sampled_from(FILES[1:3]), edits=BYTES)
 def test_compare_reads_damaged_runs(name, edits, finished, tmp_path_factory):
     folder = tmp_path_factory.mktemp("damaged")

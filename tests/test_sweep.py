@@ -184,7 +184,7 @@ def test_mistakes_in_flags_are_named(write, capsys):
             sweep.main(flags)
         assert message in capsys.readouterr().err
     for flags, message in (
-        (["nowhere.gin"], "no sweep 'nowhere.gin'. Shipped: configs/sweeps/learning_rates.gin"),
+        (["nowhere.gin"], "no sweep 'nowhere.gin'. Shipped: configs/sweeps/calibration.gin"),
         ([path, "--games=Pong"], "the sweep has grid.Grid.envs"),
         ([path, "--seeds=a"], "--seeds is 'a'; it takes a number"),
         ([path, "--launcher=slurm", "--slurm=time"], "--slurm takes KEY=VALUE"),

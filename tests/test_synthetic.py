@@ -68,7 +68,8 @@ def test_targets_are_computed_in_float64():
     np.testing.assert_allclose(y[1, 2], expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("losses", [["HL-Gauss"], pytest.param(["MSE", "Two-Hot"], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("losses", [["HL-Gauss"], ["MSE", "Two-Hot"]])
 def test_the_study_shrunk(losses, tmp_path, capsys, monkeypatch):
     """Every loss fits a few images in the first phase, and what is written is what was measured."""
     monkeypatch.setattr(synthetic, "HEADS", {loss: synthetic.HEADS[loss] for loss in losses})
