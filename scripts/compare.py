@@ -44,9 +44,9 @@ def parse_args(argv=None) -> argparse.Namespace:
     add(
         "--normalise",
         choices=analysis.NORMALISE,
-        help="by a human's score, or of offline runs the data set's (default)",
+        help="by a human's score (or that of --scores), or of offline runs the data set's (default)",
     )
-    add("--scores", help="CSV table (game, random, human) to normalise by, beside the shipped one")
+    add("--scores", help="CSV table (game, random, human or another in its place) to normalise by")
     add("--resamples", type=int, default=2_000, help="of the bootstrap (default: 2000)")
     add("--watch", nargs="?", type=float, const=60, metavar="SECONDS", help="repeat, by default every minute")
     args = parser.parse_args(argv)

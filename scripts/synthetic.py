@@ -7,7 +7,7 @@ anew, while the network that is trained goes on: first b = 0, then 8, 16, 24, 32
 seeds (--full); it does not name the network, which is NatureCNN here, nor whether Adam's state is kept, which it is.
 
 examples:
-  python scripts/synthetic.py --output synthetic                        three seeds, a tenth of the images and steps
+  python scripts/synthetic.py --output synthetic                        three seeds, 2,500 images, 2,000 steps per phase
   python scripts/synthetic.py --output synthetic --cifar PATH/cifar-10-batches-bin --full          for a GPU
 """
 
@@ -39,7 +39,7 @@ FREQUENCY, LEARNING_RATE = 1e5, 1e-3
 OFFSETS = (0, 8, 16, 24, 32)
 HEADS = {"MSE": Scalar(), "Two-Hot": TwoHot(-40.0, 40.0, 101), "HL-Gauss": HLGauss(-40.0, 40.0, 101)}
 FULL = {"images": 50_000, "batch_size": 512, "steps": 5_000, "seeds": 30}
-REDUCED = {"images": 5_000, "batch_size": 64, "steps": 2_000, "seeds": 3}
+REDUCED = {"images": 2_500, "batch_size": 64, "steps": 2_000, "seeds": 3}  # each image as often as in the paper
 POINTS = 20  # measurements per phase
 
 
@@ -138,7 +138,7 @@ def parse_args(argv) -> argparse.Namespace:
         metavar="DIR",
         help="folder with CIFAR-10's data_batch_1.bin ... _5.bin, instead of frames",
     )
-    add("--images", type=int, help="how many; without --cifar frames of all Atari games (default: 5000)")
+    add("--images", type=int, help="how many; without --cifar frames of all Atari games (default: 2500)")
     add("--batch_size", type=int, help="images per step (default: 64)")
     add("--steps", type=int, help="per phase (default: 2000)")
     add("--seeds", type=int, help="number of seeds (default: 3)")

@@ -347,7 +347,7 @@ def test_a_run_without_a_return_leaves_the_window_to_others(tmp_path):
     assert result.frames[-1] == 800_000 and f"no return in 3 windows of {run_dir}" in notes
     (group,) = result.groups
     assert np.isnan(group.scores[2, -3:]).all() and not np.isnan(group.scores[:2]).any()
-    done = analysis.analyse(result, {"Pong": (0.0, 1.0)}, resamples=50)
+    done = analysis.analyse(result, ("human", {"Pong": (0.0, 1.0)}), resamples=50)
     of_two = np.mean(group.scores[:2, -1])
     assert done.curves[group.name]["mean"][0, -1] == pytest.approx(of_two)
     assert done.per_game[group.name]["Pong"][0, -1] == pytest.approx(of_two)
@@ -394,6 +394,11 @@ def test_games_without_a_human_score(tmp_path):
     given = analyse(found, analysis.read_scores(tmp_path / "scores.csv"))
     assert given.games == ["Breakout", "Carnival", "Pong"]
     np.testing.assert_allclose(given.last["dqn-mse-quick"][0][2:4], raw.last["dqn-mse-quick"][0] / 10)
+    (tmp_path / "scores.csv").write_text("game,random,MSE\nCarnival,0,20\nPong,-21,21\n")
+    other = analyse(found, analysis.read_scores(tmp_path / "scores.csv"))  # never beside human ones
+    assert other.games == ["Carnival", "Pong"] and other.unit == "MSE-normalised score"
+    assert "No MSE score, so not in the aggregates: Breakout" in other.comparison.notes[-1]
+    np.testing.assert_allclose(other.last["dqn-mse-quick"][0][:2], raw.last["dqn-mse-quick"][0] / 20)
 
 
 # Published runs

@@ -14,6 +14,7 @@ from agents import evaluation
 from agents.config_checks import ConfigError
 from comparison import statistics
 from comparison.groups import TABLE_WINDOWS, Comparison
+from comparison.run import name_of
 
 THRESHOLDS = 101  # of performance profiles
 NORMALISE = ("human", "behaviour")
@@ -48,8 +49,12 @@ class Analysis:
     per_game: dict[str, dict[str, np.ndarray]]
 
 
-def read_scores(path) -> dict[str, tuple[float, float]]:
-    """Reads scores to normalise by, beside the shipped ones: CSV with the columns game, random, human (or another).
+def read_scores(path) -> tuple[str, dict[str, tuple[float, float]]]:
+    """Reads scores to normalise by: CSV with the columns game, random, and one for what counts as 1.
+
+    Returns:
+      The name of that third column, and game -> (random, its value). A human's are added to the shipped ones, any
+      others stand alone, so that no aggregate mixes the two.
 
     Raises:
       ConfigError: if it is not one.
@@ -57,15 +62,19 @@ def read_scores(path) -> dict[str, tuple[float, float]]:
     try:
         with Path(path).open() as file:
             rows = csv.DictReader(line for line in file if not line.startswith("#"))
-            table = {row["game"]: (float(row["random"]), float(row["human"])) for row in rows}
+            columns = rows.fieldnames or []
+            if len(columns) != 3 or not {"game", "random"} < {*columns}:
+                raise ValueError(f"its columns are {', '.join(columns) or 'none'}")
+            [reference] = {*columns} - {"game", "random"}
+            table = {row["game"]: (float(row["random"]), float(row[reference])) for row in rows}
         if not table:
             raise ValueError("no rows")
         if not all(np.isfinite(pair).all() and pair[0] != pair[1] for pair in table.values()):
-            raise ValueError("random and human must be different finite numbers")
-        return evaluation.scores() | table
+            raise ValueError(f"random and {reference} must be different finite numbers")
+        return name_of(reference), (evaluation.scores() if reference == "human" else {}) | table
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise ConfigError(
-            f"--scores: {path} is no CSV table with the columns game, random, human ({error})."
+            f"--scores: {path} is no CSV table with the columns game, random, human or another in its place ({error})."
         ) from error
 
 
@@ -84,14 +93,14 @@ def analyse(comparison: Comparison, scores=None, resamples: int = 2_000, normali
 
     Args:
       comparison: the groups.
-      scores: game -> (random, human); None takes the table of agents/atari_scores.csv.
+      scores: from `read_scores`; None takes the human ones of agents/atari_scores.csv.
       resamples: of the bootstrap.
-      normalise: by the score of a 'human', or by the 'behaviour' return of the data set; None takes that of offline
-        runs.
+      normalise: by the score of a 'human' (or what `scores` has in its place), or by the 'behaviour' return of the
+        data set; None takes that of offline runs.
     """
-    scores = evaluation.scores() if scores is None else scores
-    reference = normalise or ("behaviour" if comparison.unit == "updates" else "human")
-    if reference == "behaviour":
+    reference, scores = ("human", evaluation.scores()) if scores is None else scores
+    if (normalise or ("behaviour" if comparison.unit == "updates" else "human")) == "behaviour":
+        reference = "behaviour"
         scores = behaviour_scores(comparison, scores)
     games, unit = [game for game in comparison.games if game in scores], f"{reference}-normalised score"
     without = [game for game in comparison.games if game not in scores]
@@ -100,7 +109,7 @@ def analyse(comparison: Comparison, scores=None, resamples: int = 2_000, normali
         note = f"{games[0]} has no {reference} score: returns are raw, and there is no optimality gap."
     elif without:
         note = f"No {reference} score, so not in the aggregates: {', '.join(without)}."
-        note += " Pass a table with --scores to add some." if reference == "human" else ""
+        note += " Pass a table with --scores to add some." if reference != "behaviour" else ""
     else:
         note = ""
     if reference == "behaviour" and note:
@@ -112,8 +121,8 @@ def analyse(comparison: Comparison, scores=None, resamples: int = 2_000, normali
     for group in comparison.groups if games else ():
         chosen = np.isin(group.games, games)
         names = group.games[chosen]
-        random, human = np.array([scores[name] for name in names]).T
-        normalised = (group.scores[chosen] - random[:, None]) / (human - random)[:, None]
+        random, one = np.array([scores[name] for name in names]).T
+        normalised = (group.scores[chosen] - random[:, None]) / (one - random)[:, None]
         with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # of runs without a return
             final = np.nanmean(normalised[:, -TABLE_WINDOWS:], axis=1)
         last[group.name] = final[~np.isnan(final)], names[~np.isnan(final)]

@@ -31,7 +31,7 @@ AGGREGATES = {
     "iqm": lambda scores, games: trim_mean(scores, 0.25, axis=-1),
     "mean": lambda scores, games: per_game(scores, games).mean(axis=-1),
     "median": lambda scores, games: np.median(per_game(scores, games), axis=-1),
-    # How far the runs fall short of the human score (1), those above it counting as 1.
+    # How far the runs fall short of a human's score, or whatever is 1, those above it counting as 1.
     "optimality_gap": lambda scores, games: 1 - np.minimum(scores, 1).mean(axis=-1),
 }
 
