@@ -24,6 +24,8 @@ from networks.value_heads import C51, HLGauss, Scalar, ScalarSoftmax, TwoHot
 from replay.ring import Replay
 from replay.samplers import Prioritized, Uniform
 from scripts import train
+from training import command_line
+from training.command_line import OFFLINE, gin_files, parse_args
 
 HEADER = "from __gin__ import dynamic_registration\n"
 
@@ -33,7 +35,7 @@ def names(folder):
 
 
 HEADS, MINATAR = names("heads"), "--env=MinAtar/Breakout-v1"
-AGENTS = [name for name in names(".") if name not in train.OFFLINE]
+AGENTS = [name for name in names(".") if name not in OFFLINE]
 CQL = ["--agent=cql", "--dataset", "logs"]
 # The part that each head's file names, with its values; the optimizer's lr and eps (Tables B.1-B.3).
 PAPER = {
@@ -58,7 +60,7 @@ TORSOS = {
 
 def load(*argv):
     """The experiment and the overrides of a command line."""
-    return train.load(train.parse_args(argv))[:2]
+    return command_line.load(parse_args(argv))[:2]
 
 
 def bind(*lines):
@@ -394,7 +396,7 @@ def test_mistakes_are_errors_before_anything_is_written(argv, message, tmp_path,
 def test_contradicting_and_abbreviated_flags(argv, capsys):
     """Two flags for one thing are refused, not ranked."""
     with pytest.raises(SystemExit):
-        train.parse_args(argv)
+        parse_args(argv)
     assert "error" in capsys.readouterr().err
 
 
@@ -463,9 +465,9 @@ def test_flags_know_the_classes_of_all_shipped_files():
 
 def test_named_files_replace_the_defaults():
     """`--gin_files` of a shipped head or preset leaves no trace of hl_gauss and fast."""
-    args = train.parse_args(["--gin_files=configs/presets/paper.gin", "--gin_files=configs/heads/mse.gin"])
+    args = parse_args(["--gin_files=configs/presets/paper.gin", "--gin_files=configs/heads/mse.gin"])
     stems = ["base", "dqn", "heads/mse", "presets/paper"]
-    named = [str(path.relative_to(config.CONFIGS)) for path in map(config.resolve, train.gin_files(args))]
+    named = [str(path.relative_to(config.CONFIGS)) for path in map(config.resolve, gin_files(args))]
     assert named == [f"{stem}.gin" for stem in stems]
 
 
@@ -499,7 +501,7 @@ def test_own_files_are_ones_own_whatever_their_names(own, tmp_path):
     """A file in a configs/ of the user's replaces no shipped preset; it is read, and sorted, as the user's."""
     (tmp_path / "configs/presets").mkdir(parents=True)
     flag = own("from agents import dqn\ndqn.DQN.double = True", "configs/presets/mine.gin")
-    stems = [os.path.basename(file) for file in train.gin_files(train.parse_args([flag, "--torso=mlp"]))]
+    stems = [os.path.basename(file) for file in gin_files(parse_args([flag, "--torso=mlp"]))]
     assert stems == ["base.gin", "dqn.gin", "hl_gauss.gin", "fast.gin", "mlp.gin", "mine.gin"]
 
 
@@ -601,8 +603,8 @@ def test_print_config(tmp_path, monkeypatch, capsys):
 
 
 def name_of(*argv):
-    args = train.parse_args(argv)
-    return str(run_directory.name(train.load(args).experiment, train.gin_files(args)[1:], args.gin_bindings))
+    args = parse_args(argv)
+    return str(run_directory.name(command_line.load(args).experiment, gin_files(args)[1:], args.gin_bindings))
 
 
 def test_names_of_runs(own):
@@ -644,7 +646,7 @@ def test_different_bindings_make_different_names(one, other):
 @pytest.fixture
 def run_dir(tmp_path):
     """A run directory as the first start makes it, without training; the settings of the run are in gin."""
-    cfg = train.load(train.parse_args(["--head=mse"]))
+    cfg = command_line.load(parse_args(["--head=mse"]))
     trainer = SimpleNamespace(experiment=cfg.experiment, num_parameters=1, replay_bytes=1, torso_origin=None)
     assert run_directory.read_manifest(tmp_path / "run") is None
     run_directory.create(tmp_path / "run", trainer, cfg, "dqn-mse-fast")

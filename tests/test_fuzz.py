@@ -13,6 +13,8 @@ from test_training import catch
 
 from agents import config, policy
 from scripts import benchmark, compare, convert, evaluate, plot, sweep, train
+from training.command_line import load, parse_args
+from training.jobs import jobs
 
 # Errors that `launch.run` shows as one line; argparse exits by itself.
 OURS = (config.ConfigError, OSError, MemoryError, SystemExit)
@@ -67,7 +69,7 @@ def refused_or_accepted(call, *args):
 @hypothesis.example(flags=["--env=CartPole-v1", "--run_dir=\udcff"])
 def test_flags(flags, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    refused_or_accepted(lambda: train.jobs(train.parse_args([f"--base_dir={folder}", *flags])))
+    refused_or_accepted(lambda: jobs(parse_args([f"--base_dir={folder}", *flags])))
     assert not list(folder.iterdir())
 
 
@@ -119,7 +121,7 @@ def test_gin_files(number, edits, tmp_path_factory):
         flags = ["--dry_run", f"--base_dir={path.parent}", "--games=Pong", "--seeds=1"]
         refused_or_accepted(sweep.main, [str(path), *flags])
     else:
-        refused_or_accepted(train.load, train.parse_args(["--env=CartPole-v1", f"--gin_files={path}"]))
+        refused_or_accepted(load, parse_args(["--env=CartPole-v1", f"--gin_files={path}"]))
     assert list(path.parent.iterdir()) == [path]
 
 

@@ -15,7 +15,7 @@ from test_resume import KILLED, assert_same_run, command
 from agents import launch
 from agents.trainer import Trainer
 from replay.ring import TimeStep
-from scripts import train
+from training.command_line import load, parse_args
 
 pytestmark = pytest.mark.gpu
 # Convolutions, whose gradients add up in varying order unless told otherwise.
@@ -54,8 +54,8 @@ def test_deterministic_runs_have_the_same_bits_killed_or_not(agent, tmp_path):
 
 def filled(*more):
     """A trainer whose replay holds random frames, and the learner's state."""
-    args = train.parse_args(["--game=Pong", "--num_envs=8", "--replay_capacity=800", "--warmup_steps=100", *more])
-    trainer, random = Trainer(train.load(args).experiment), np.random.default_rng(0)
+    args = parse_args(["--game=Pong", "--num_envs=8", "--replay_capacity=800", "--warmup_steps=100", *more])
+    trainer, random = Trainer(load(args).experiment), np.random.default_rng(0)
     trainer.allocate_replay()
     for row in range(100):
         rewards, ends = random.normal(size=8).astype(np.float32), random.random(8) < 0.05

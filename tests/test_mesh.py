@@ -9,6 +9,7 @@ from agents import config, policy
 from agents.trainer import Trainer
 from replay.ring import TimeStep, Transition
 from scripts import train
+from training.command_line import load, parse_args
 
 pytestmark = pytest.mark.skipif(len(jax.devices()) < 4, reason="needs four devices; conftest.py asks the CPU for them")
 
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.skipif(len(jax.devices()) < 4, reason="needs four devic
 def learn(num_devices):
     """A trainer of Rainbow that has made ten updates."""
     argv = catch("unused", "hl_gauss", 1000, f"--mesh=data={num_devices}", agent="rainbow")
-    trainer = Trainer(train.load(train.parse_args(argv)).experiment)
+    trainer = Trainer(load(parse_args(argv)).experiment)
     trainer.allocate_replay()
     random = np.random.default_rng(0)
     while trainer.updates < 10:

@@ -20,6 +20,7 @@ from agents.offline import OfflineTrainer
 from networks.value_heads import C51, HLGauss, Scalar
 from replay.ring import Transition
 from scripts import compare, evaluate, sweep, train
+from training.command_line import load, parse_args
 
 # The loss
 
@@ -171,7 +172,7 @@ def test_resident_and_streamed_data_draw_alike(data):
     """Over a whole pass the stream brings the same transitions: the means of batches agree."""
     means = []
     for capacity in (5000, 700):
-        x = train.load(train.parse_args(cql("unused", data, "mse", 400, f"--replay_capacity={capacity}"))).experiment
+        x = load(parse_args(cql("unused", data, "mse", 400, f"--replay_capacity={capacity}"))).experiment
         one = OfflineTrainer(x)
         one.allocate_replay()
         drawn = []
@@ -186,7 +187,7 @@ def test_resident_and_streamed_data_draw_alike(data):
 def test_seeds_share_the_data(data, tmp_path):
     flags = [flag for flag in cql("unused", data) if not flag.startswith("--run_dir")]
     assert train.main([*flags, f"--base_dir={tmp_path}", "--seeds=2"]) == 0
-    x = train.load(train.parse_args(cql("unused", data))).experiment
+    x = load(parse_args(cql("unused", data))).experiment
     first, second = OfflineTrainer(x).with_seeds([0, 1])
     first.allocate_replay(), second.allocate_replay()
     pointer = lambda one: one.replay_state.steps.observation.unsafe_buffer_pointer()
@@ -219,7 +220,7 @@ def test_other_data_is_refused_and_the_same_may_move(data, tmp_path):
 
 
 def opened(run_dir):
-    experiment = train.load(train.parse_args(cql("unused", run_dir))).experiment
+    experiment = load(parse_args(cql("unused", run_dir))).experiment
     return OfflineTrainer(experiment).data
 
 

@@ -14,6 +14,7 @@ from agents import config, logger, trainer
 from agents.checkpoint import newest
 from agents.trainer import Trainer
 from scripts import train
+from training.command_line import load, parse_args
 
 STEPS = 400
 
@@ -132,7 +133,7 @@ def test_bad_input(flags, message, tmp_path):
 
 def test_replays_that_do_not_fit_together_are_refused(tmp_path, monkeypatch):
     """One would; what is said is what to type."""
-    experiment = train.load(train.parse_args(command(tmp_path))).experiment
+    experiment = load(parse_args(command(tmp_path))).experiment
     size = Trainer(experiment).replay_bytes
     free = psutil.virtual_memory()._replace(available=int(2.5 * size / 0.9))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)

@@ -23,6 +23,7 @@ from networks import value_heads
 from replay.ring import Replay, TimeStep
 from replay.samplers import Prioritized, Uniform
 from scripts import evaluate, plot, train
+from training.command_line import load, parse_args
 
 HEADS = ["mse", "huber", "mse_softmax", "two_hot", "hl_gauss", "c51"]
 
@@ -175,7 +176,7 @@ def test_the_head_of_the_readme_trains(tmp_path, monkeypatch):
 def test_restores_what_was_saved(tmp_path):
     """The ring, whether full or not, and the learner's state come back as they were."""
     for capacity, sampler in ((200, Uniform()), (1000, Uniform()), (200, Prioritized()), (1000, Prioritized())):
-        experiment = train.load(train.parse_args(catch(tmp_path / "run", "hl_gauss", 400))).experiment
+        experiment = load(parse_args(catch(tmp_path / "run", "hl_gauss", 400))).experiment
         experiment = dataclasses.replace(experiment, replay=Replay(capacity, sampler))
         saved, restored = Trainer(experiment), Trainer(experiment)
         checkpointer = Checkpointer(tmp_path / f"{capacity} {sampler}")

@@ -13,6 +13,7 @@ import train
 from agents.offline import OfflineTrainer
 from benchmarks.timing import by_turns, summary
 from benchmarks.updates import compiled
+from training.command_line import load, parse_args
 
 STEPS, GAMES = 120_000, 8  # of random play on Pong: three times what `replay/log.py` keeps of what it has unpacked
 
@@ -32,7 +33,7 @@ def rows(args) -> Iterator[dict]:
         calls = {}
         for name, capacity in (("in memory", 2 * STEPS), ("streamed", STEPS // 4)):
             flags = ["--game=Pong", "--agent=cql", "--dataset", folder, f"--replay_capacity={capacity}"]
-            trainer = OfflineTrainer(train.load(train.parse_args(flags)).experiment)
+            trainer = OfflineTrainer(load(parse_args(flags)).experiment)
             trainer.allocate_replay()
             if not calls:
                 calls["bare update"] = ten(compiled(OfflineTrainer(trainer.experiment))[0])

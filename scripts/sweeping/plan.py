@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import train
 from agents import config
 from sweeping.grid import Cell
+from training import jobs
+from training.command_line import load, parse_args
 
-TRAIN = Path(train.__file__).resolve()
+TRAIN = config.ROOT / "scripts/train.py"
 
 
 class Run(NamedTuple):
@@ -50,7 +51,7 @@ class Plan:
     def __init__(self, base_dir: str, allow_import=()):
         self._common = [f"--base_dir={base_dir}", *(f"--allow_import={package}" for package in allow_import)]
         self._by_machine: dict[tuple, bool] = {}  # whether the number of games is left to the machine
-        self._jobs: dict[tuple, train.Job] = {}
+        self._jobs: dict[tuple, jobs.Job] = {}
         self._replay_bytes: dict[tuple, int] = {}
 
     def runs(self, cells: list[Cell]) -> list[Run]:
@@ -74,7 +75,7 @@ class Plan:
     def _run(self, cell: Cell, argv: list[str]) -> Run:
         kind = (cell.flags, "--game" if cell.task.startswith("--game=") else cell.task)
         if kind not in self._by_machine:
-            settings = train.load(train.parse_args(argv)).settings
+            settings = load(parse_args(argv)).settings
             self._by_machine[kind] = settings["Experiment.num_envs"] == "0"
         if self._by_machine[kind]:
             argv = [*argv, f"--num_envs={cell.num_envs}"]
@@ -82,12 +83,12 @@ class Plan:
         x = job.cfg.experiment
         return Run(tuple(argv), job.run_dir, job.how, job.start, x.total_steps, self._bytes(x), job.finished)
 
-    def _job(self, arm: tuple, seed: int, argv: list[str]) -> train.Job:
+    def _job(self, arm: tuple, seed: int, argv: list[str]) -> jobs.Job:
         if arm in self._jobs:
             run_dir = self._jobs[arm].run_dir.with_name(f"seed{seed}")
             if not run_dir.exists():
                 return self._jobs[arm]._replace(run_dir=run_dir, manifest=None, checkpoint=None)
-        self._jobs[arm] = train.job(train.parse_args(argv))
+        self._jobs[arm] = jobs.job(parse_args(argv))
         return self._jobs[arm]
 
     def _bytes(self, x) -> int:

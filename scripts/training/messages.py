@@ -20,7 +20,7 @@ def announce(trainer, todo, presets, logdir) -> None:
 
     Args:
       trainer: of the first run.
-      todo: all of them, as `train.Job`.
+      todo: all of them, as `jobs.Job`.
       presets: gin files of configs/presets in use.
       logdir: for TensorBoard.
     """

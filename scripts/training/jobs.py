@@ -1,0 +1,89 @@
+"""The runs that a command line asks for, and what has become of them so far."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import NamedTuple
+
+from agents import config, run_directory
+from agents.checkpoint import Checkpoint, newest
+from replay.log import DamagedError
+from training.command_line import gin_files, load
+
+
+class Job(NamedTuple):
+    """A seed of the command line: its configuration, and the run directory as it is found."""
+
+    cfg: config.Config
+    title: str
+    run_dir: Path
+    manifest: dict | None  # None if there is no run yet
+    checkpoint: Checkpoint | None  # its newest one
+
+    @property
+    def seed(self) -> int:
+        """Its seed."""
+        return self.cfg.experiment.seed
+
+    @property
+    def start(self) -> int:
+        """Agent steps it goes on from."""
+        return self.checkpoint.agent_steps if self.checkpoint else 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        done = self.start >= self.cfg.experiment.total_steps
+        return done and not self.checkpoint.progress.get("owes_evaluation")
+
+    def intact(self) -> bool:
+        """Whether the state in the newest checkpoint is as it was written."""
+        try:
+            self.checkpoint.verify(replay=False)
+        except DamagedError:
+            return False
+        return True
+
+    @property
+    def how(self) -> str:
+        """How it starts."""
+        if self.checkpoint:
+            return f"goes on at {self.start:,} {self.cfg.experiment.unit}"
+        return "starts over: it has no checkpoint" if self.manifest else "new"
+
+
+def job(args) -> Job:
+    """Loads a configuration and looks into its run directory, without changing it."""
+    cfg = load(args)
+    files = gin_files(args)[1:]
+    name = run_directory.name(cfg.experiment, files, args.gin_bindings)
+    run_dir = Path(args.run_dir or Path(args.base_dir, name))
+    try:
+        str(run_dir).encode()
+    except UnicodeEncodeError as error:
+        raise config.ConfigError(f"{str(run_dir)!r} is no name in UTF-8. Choose another directory.") from error
+    manifest = run_directory.read_manifest(run_dir)
+    if cfg.settings["Experiment.num_envs"] == "0":  # a run keeps the number it was started with
+        args = argparse.Namespace(**vars(args) | {"num_envs": None})
+        cfg = load(args, num_envs=manifest["num_envs"] if manifest else cfg.experiment.num_envs)
+    if manifest:
+        run_directory.refuse_other_settings(run_dir, manifest["settings"], cfg.settings)
+    return Job(cfg, run_directory.title(files), run_dir, manifest, newest(run_dir) if manifest else None)
+
+
+def jobs(args) -> list[Job]:
+    """One job, or with `--seeds` one for each seed."""
+    first = job(args)
+    if args.seeds is None:
+        return [first]
+    if args.seeds < 1:
+        raise config.ConfigError(f"--seeds is a number of seeds; got {args.seeds}.")
+    if any("Experiment.seed" in binding.partition("=")[0] for binding in args.gin_bindings):
+        raise config.ConfigError("--seeds counts from --seed: pass that instead of a binding of Experiment.seed.")
+    if args.run_dir:
+        raise config.ConfigError("--run_dir is one directory, and --seeds needs one for each. Use --base_dir instead.")
+    x = first.cfg.experiment
+    same = vars(args) | {"num_envs": x.num_envs}  # where it was left to the machine, too
+    others = [argparse.Namespace(**same | {"seed": x.seed + i}) for i in range(1, args.seeds)]
+    return [first, *map(job, others)]
