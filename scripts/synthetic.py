@@ -119,8 +119,9 @@ def draw(rows: list[dict], steps: int) -> Figure:
         axes.axvline(phase * steps, color="0.5", linewidth=0.6)
         axes.annotate(f"b = {offset}", (phase * steps, 1.01), xycoords=("data", "axes fraction"), fontsize=8)
     axes.set(xlabel="steps", ylabel="MSE on all images", yscale="log")
+    axes.yaxis.set_major_formatter("{x:g}")  # powers would be maths, which the style of figures turns off
     axes.margins(x=0)
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper left")
     return figure
 
 

@@ -173,6 +173,16 @@ def test_the_head_of_the_readme_trains(tmp_path, monkeypatch):
     assert "LogCosh" in (tmp_path / "run/config.gin").read_text()
 
 
+def test_the_torso_of_the_readme_trains(tmp_path, monkeypatch):
+    (tmp_path / "my_torsos.py").write_text(readme("python", "class Wide"))
+    (tmp_path / "my.gin").write_text(readme("python", "@my_torsos.Wide"))
+    monkeypatch.syspath_prepend(tmp_path)
+    flags = ["--env=catch:Catch-v0", "--head=mse", f"--gin_files={tmp_path / 'my.gin'}", "--allow_import=my_torsos"]
+    flags += [f"--run_dir={tmp_path / 'run'}", "--num_envs=4", "--steps=200", "--warmup_steps=100"]
+    assert train.main([*flags, "--replay_capacity=200", "--eval_episodes=1"]) == 0
+    assert "my_torsos.Wide" in (tmp_path / "run/config.gin").read_text()
+
+
 def test_restores_what_was_saved(tmp_path):
     """The ring, whether full or not, and the learner's state come back as they were."""
     for capacity, sampler in ((200, Uniform()), (1000, Uniform()), (200, Prioritized()), (1000, Prioritized())):
