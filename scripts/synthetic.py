@@ -7,8 +7,9 @@ anew, while the network that is trained goes on: first b = 0, then 8, 16, 24, 32
 seeds (--full); it does not name the network, which is NatureCNN here, nor whether Adam's state is kept, which it is.
 
 examples:
-  python scripts/synthetic.py --output synthetic                        three seeds, 2,500 images, 2,000 steps per phase
+  python scripts/synthetic.py --output synthetic                        three seeds, 500 images, 2,000 steps per phase
   python scripts/synthetic.py --output synthetic --cifar PATH/cifar-10-batches-bin --full          for a GPU
+  python scripts/synthetic.py --output synthetic --csv .github/results/growing_targets.csv         the README's figure
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ FREQUENCY, LEARNING_RATE = 1e5, 1e-3
 OFFSETS = (0, 8, 16, 24, 32)
 HEADS = {"MSE": Scalar(), "Two-Hot": TwoHot(-40.0, 40.0, 101), "HL-Gauss": HLGauss(-40.0, 40.0, 101)}
 FULL = {"images": 50_000, "batch_size": 512, "steps": 5_000, "seeds": 30}
-REDUCED = {"images": 2_500, "batch_size": 64, "steps": 2_000, "seeds": 3}  # each image as often as in the paper
+REDUCED = {"images": 500, "batch_size": 64, "steps": 2_000, "seeds": 3}  # as many images as are learned in that time
 POINTS = 20  # measurements per phase
 
 
@@ -139,10 +140,11 @@ def parse_args(argv) -> argparse.Namespace:
         metavar="DIR",
         help="folder with CIFAR-10's data_batch_1.bin ... _5.bin, instead of frames",
     )
-    add("--images", type=int, help="how many; without --cifar frames of all Atari games (default: 2500)")
+    add("--images", type=int, help="how many; without --cifar frames of all Atari games (default: 500)")
     add("--batch_size", type=int, help="images per step (default: 64)")
     add("--steps", type=int, help="per phase (default: 2000)")
     add("--seeds", type=int, help="number of seeds (default: 3)")
+    add("--csv", type=launch.path, metavar="FILE", help="draw an earlier mse.csv again, instead of training")
     add("--seeds_at_once", type=int, help="in one batched computation (default: 1 on a CPU, else all)")
     args = parser.parse_args(argv)
     launch.refuse_empty(parser, args)
@@ -159,16 +161,11 @@ def parse_args(argv) -> argparse.Namespace:
     return args
 
 
-def main(argv=None) -> int:
-    """Runs the command line; returns the exit code."""
-    args = parse_args(argv)
-    pictures = images.cifar(args.cifar, args.images) if args.cifar else images.frames(list(ROMS), args.images)
-    if len(pictures) < args.images:
-        raise ConfigError(f"There are {len(pictures):,} images: pass --images {len(pictures)} or less.")
+def study(pictures, args) -> list[dict]:
+    """Trains with every loss; returns the rows of mse.csv."""
     print(
         f"{args.images:,} images, {args.steps:,} steps of {args.batch_size} per phase, {args.seeds} seeds", flush=True
     )
-    args.output.mkdir(parents=True, exist_ok=True)
     y, rows = targets(pictures, args.seeds), []
     for loss, head in HEADS.items():
         for first in range(0, args.seeds, args.seeds_at_once):
@@ -178,13 +175,45 @@ def main(argv=None) -> int:
             for phase, step, errors in fit(head, pictures, y[seeds.start : seeds.stop], seeds, args, report):
                 what = {"loss": loss, "b": OFFSETS[phase], "step": step}
                 rows += [{**what, "seed": s, "mse": float(e)} for s, e in zip(seeds, errors, strict=True)]
+    return rows
+
+
+def read(path) -> list[dict]:
+    """Reads an earlier mse.csv.
+
+    Raises:
+      ConfigError: if it is none.
+    """
+    types = {"loss": str, "b": int, "step": int, "seed": int, "mse": float}
+    try:
+        with path.open(newline="") as file:
+            rows = [{key: kind(row[key]) for key, kind in types.items()} for row in csv.DictReader(file)]
+        if {(row["loss"], row["b"]) for row in rows} != {(loss, b) for loss in HEADS for b in OFFSETS}:
+            raise ValueError("losses or phases are missing, or others")
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise ConfigError(f"--csv: {path} is no mse.csv of this study ({error}).") from error
+    return rows
+
+
+def main(argv=None) -> int:
+    """Runs the command line; returns the exit code."""
+    args = parse_args(argv)
+    if args.csv:
+        rows = read(args.csv)
+    else:
+        pictures = images.cifar(args.cifar, args.images) if args.cifar else images.frames(list(ROMS), args.images)
+        if len(pictures) < args.images:
+            raise ConfigError(f"There are {len(pictures):,} images: pass --images {len(pictures)} or less.")
+    args.output.mkdir(parents=True, exist_ok=True)
+    if not args.csv:
+        rows = study(pictures, args)
+    last = max(row["step"] for row in rows)
     with (args.output / "mse.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
+        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    draw(rows, args.steps).savefig(args.output / "mse.png", dpi=130)
+    draw(rows, last).savefig(args.output / "mse.png", dpi=130)
     print("\n| loss | " + " | ".join(f"b = {b}" for b in OFFSETS) + " |\n| --- |" + " --- |" * len(OFFSETS))
-    last = max(row["step"] for row in rows)
     for loss in HEADS:
         ends = [[r["mse"] for r in rows if (r["loss"], r["b"], r["step"]) == (loss, b, last)] for b in OFFSETS]
         print(f"| {loss} | " + " | ".join(f"{np.mean(e):.3g} ({min(e):.3g} to {max(e):.3g})" for e in ends) + " |")

@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 
+from agents import config
 from agents.config_checks import ConfigError
 from agents.environments import ROMS
 from networks.torsos import NatureCNN
@@ -94,6 +95,19 @@ def test_seeds_at_once_are_seeds_alone():
     errors = lambda y, seeds: [e for *_, e in synthetic.fit(head, pictures, y, seeds, args, lambda phase: None)]
     both, second = errors(y, [0, 1]), errors(y[1:], [1])
     np.testing.assert_allclose([e[1] for e in both], [e[0] for e in second], rtol=1e-3)
+
+
+def test_the_published_figure_is_drawn_again(tmp_path, capsys):
+    published = config.ROOT / ".github/results/growing_targets.csv"
+    assert synthetic.main([f"--output={tmp_path / 'again'}", f"--csv={published}"]) == 0
+    assert (tmp_path / "again/mse.csv").read_text() == published.read_text()
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert all(line in (config.ROOT / "README.md").read_text() for line in table)
+    lines = published.read_text().splitlines(keepends=True)
+    (tmp_path / "cut.csv").write_text("".join(lines[:200]))
+    with pytest.raises(ConfigError, match=r"cut.csv is no mse.csv of this study"):
+        synthetic.main([f"--output={tmp_path / 'other'}", f"--csv={tmp_path / 'cut.csv'}"])
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("flag", ["--steps=0", "--seeds=99999999", "--images=60000", "--batch_size=x", "--output="])
