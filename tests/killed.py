@@ -33,10 +33,11 @@ def arm(target: str, count: int) -> None:
 
 if __name__ == "__main__":
     target, count, *flags = sys.argv[1:]
-    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    sys.path[:0] = [root, os.path.join(root, "scripts")]
     if "PLAIN_XLA" not in os.environ:
         import conftest  # noqa: F401, the flags of XLA that tests have
-    from scripts import train
+    import train
 
     if target != "-":
         arm(target, int(count))

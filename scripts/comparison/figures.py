@@ -173,8 +173,8 @@ def improvement(analysis: Analysis, legend: bool) -> Figure:
 def per_game(analysis: Analysis, legend: bool) -> Figure:
     """Mean return against frames on each game."""
     games = analysis.comparison.games
-    columns = min(len(games), 4)
-    rows = -(-len(games) // columns)
+    rows = -(-len(games) // 4)
+    columns = -(-len(games) // rows)
     figure, panels = _figure(analysis, legend, columns, rows, size=(7.2 if columns > 1 else 4.8, 0.5 + 1.55 * rows))
     frames, unit = _frames(analysis)
     for axes, game in zip(panels, games, strict=False):
