@@ -88,6 +88,7 @@ def test_the_study_shrunk(losses, tmp_path, capsys, monkeypatch):
     assert f"| {losses[-1]} |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_seeds_at_once_are_seeds_alone():
     pictures, head = images.frames(["Pong", "Breakout"], 6), synthetic.HEADS["HL-Gauss"]
     args = synthetic.parse_args(["--output=unused", "--batch_size=2", "--steps=2"])

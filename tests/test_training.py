@@ -185,7 +185,7 @@ def test_the_torso_of_the_readme_trains(tmp_path, monkeypatch):
 
 def test_restores_what_was_saved(tmp_path):
     """The ring, whether full or not, and the learner's state come back as they were."""
-    for capacity, sampler in ((200, Uniform()), (1000, Uniform()), (200, Prioritized()), (1000, Prioritized())):
+    for capacity, sampler in ((1000, Uniform()), (200, Prioritized())):
         experiment = load(parse_args(catch(tmp_path / "run", "hl_gauss", 400))).experiment
         experiment = dataclasses.replace(experiment, replay=Replay(capacity, sampler))
         saved, restored = Trainer(experiment), Trainer(experiment)
@@ -315,9 +315,9 @@ def last_metrics(run_dir):
 
 # DQN with each head learns in `test_learns`.
 COMBINATIONS = [("rainbow", "mlp", head) for head in HEADS] + [("dqn", "impala_cnn", "hl_gauss")]
-COMBINATIONS += [("soft_moe", "mlp", head) for head in ("mse", "hl_gauss")]
+COMBINATIONS += [("soft_moe", "mlp", "hl_gauss")]
 MORE = [("dqn", "impala_cnn", head) for head in HEADS if head != "hl_gauss"]
-MORE += [("soft_moe", "mlp", head) for head in HEADS[1:4] + HEADS[5:]]
+MORE += [("soft_moe", "mlp", head) for head in HEADS if head != "hl_gauss"]
 MORE += [("rainbow", "soft_moe", "two_hot"), ("dqn", "resnet", "hl_gauss"), ("full_rainbow", "impala_cnn", "c51")]
 COMBINATIONS += [pytest.param(*combination, marks=pytest.mark.slow) for combination in MORE]
 
