@@ -88,6 +88,24 @@ def behaviour_scores(comparison: Comparison, scores) -> dict[str, tuple[float, f
     return {game: (scores[game][0], one) for game, one in alone.items() if one is not None and one > scores[game][0]}
 
 
+def _references(comparison: Comparison, scores, normalise: str | None) -> tuple[str, dict, str]:
+    """What a score is, game -> (return that counts as 0, as 1), and a note on games that have none."""
+    reference, scores = ("human", evaluation.scores()) if scores is None else scores
+    if (normalise or ("behaviour" if comparison.unit == "updates" else "human")) == "behaviour":
+        reference, scores = "behaviour", behaviour_scores(comparison, scores)
+    without = [game for game in comparison.games if game not in scores]
+    unit, note = f"{reference}-normalised score", ""
+    if without and len(comparison.games) == 1:
+        unit, scores = "return", {without[0]: (0.0, 1.0)}
+        note = f"{without[0]} has no {reference} score: returns are raw, and there is no optimality gap."
+    elif without:
+        note = f"No {reference} score, so not in the aggregates: {', '.join(without)}."
+        note += " Pass a table with --scores to add some." if reference != "behaviour" else ""
+    if reference == "behaviour" and note:
+        note += " Data sets of a game with different mean returns have none in common: see --normalise human."
+    return unit, scores, note
+
+
 def analyse(comparison: Comparison, scores=None, resamples: int = 2_000, normalise: str | None = None) -> Analysis:
     """Computes everything that is shown.
 
@@ -98,22 +116,8 @@ def analyse(comparison: Comparison, scores=None, resamples: int = 2_000, normali
       normalise: by the score of a 'human' (or what `scores` has in its place), or by the 'behaviour' return of the
         data set; None takes that of offline runs.
     """
-    reference, scores = ("human", evaluation.scores()) if scores is None else scores
-    if (normalise or ("behaviour" if comparison.unit == "updates" else "human")) == "behaviour":
-        reference = "behaviour"
-        scores = behaviour_scores(comparison, scores)
-    games, unit = [game for game in comparison.games if game in scores], f"{reference}-normalised score"
-    without = [game for game in comparison.games if game not in scores]
-    if not games and len(comparison.games) == 1:
-        games, unit, scores = comparison.games, "return", {comparison.games[0]: (0.0, 1.0)}
-        note = f"{games[0]} has no {reference} score: returns are raw, and there is no optimality gap."
-    elif without:
-        note = f"No {reference} score, so not in the aggregates: {', '.join(without)}."
-        note += " Pass a table with --scores to add some." if reference != "behaviour" else ""
-    else:
-        note = ""
-    if reference == "behaviour" and note:
-        note += " Data sets of a game with different mean returns have none in common: see --normalise human."
+    unit, scores, note = _references(comparison, scores, normalise)
+    games = [game for game in comparison.games if game in scores]
     if note:
         comparison.notes.append(note)
 
