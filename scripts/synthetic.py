@@ -148,6 +148,9 @@ def parse_args(argv) -> argparse.Namespace:
     add("--seeds_at_once", type=int, help="in one batched computation (default: 1 on a CPU, else all)")
     args = parser.parse_args(argv)
     launch.refuse_empty(parser, args)
+    training = ("full", "cifar", *FULL, "seeds_at_once")
+    if args.csv and (given := [name for name in training if getattr(args, name)]):
+        parser.error(f"--csv trains nothing: leave out --{' and --'.join(given)}")
     for name, value in (FULL if args.full else REDUCED).items():
         setattr(args, name, value if getattr(args, name) is None else getattr(args, name))
     if args.seeds_at_once is None:
@@ -161,8 +164,12 @@ def parse_args(argv) -> argparse.Namespace:
     return args
 
 
-def study(pictures, args) -> list[dict]:
+def study(args) -> list[dict]:
     """Trains with every loss; returns the rows of mse.csv."""
+    pictures = images.cifar(args.cifar, args.images) if args.cifar else images.frames(list(ROMS), args.images)
+    if len(pictures) < args.images:
+        raise ConfigError(f"There are {len(pictures):,} images: pass --images {len(pictures)} or less.")
+    args.output.mkdir(parents=True, exist_ok=True)  # where it cannot be, that is said before training
     print(
         f"{args.images:,} images, {args.steps:,} steps of {args.batch_size} per phase, {args.seeds} seeds", flush=True
     )
@@ -198,15 +205,8 @@ def read(path) -> list[dict]:
 def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     args = parse_args(argv)
-    if args.csv:
-        rows = read(args.csv)
-    else:
-        pictures = images.cifar(args.cifar, args.images) if args.cifar else images.frames(list(ROMS), args.images)
-        if len(pictures) < args.images:
-            raise ConfigError(f"There are {len(pictures):,} images: pass --images {len(pictures)} or less.")
+    rows = read(args.csv) if args.csv else study(args)
     args.output.mkdir(parents=True, exist_ok=True)
-    if not args.csv:
-        rows = study(pictures, args)
     last = max(row["step"] for row in rows)
     with (args.output / "mse.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")

@@ -688,10 +688,9 @@ def test_imports_go_one_way(file):
 
 def test_training_does_not_load_tensorflow():
     """Not through a dependency either (tensorboard tries): seconds at start, and a second owner of the GPU's memory."""
-    code = f"import sys, train, evaluate; print(sorted({BANNED} & sys.modules.keys()))"
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=f"{ROOT}/scripts", capture_output=True, text=True, check=True
-    )
+    code = "import sys; sys.path.insert(0, 'scripts'); import train, evaluate; "
+    code += f"print(sorted({BANNED} & sys.modules.keys()))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
 
