@@ -9,7 +9,7 @@ reset is ignored.
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import re
 from typing import Any
 
 import ale_py
@@ -21,7 +21,7 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
-from agents.config_checks import ConfigError
+from agents.config_checks import ConfigError, did_you_mean
 
 gymnasium.register_envs(ale_py)
 ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner per process
@@ -63,9 +63,11 @@ class Atari:
 
     def __post_init__(self):
         if self.game not in ROMS:
-            near = difflib.get_close_matches(str(self.game), ROMS, n=3, cutoff=0.6)
-            hint = f" Did you mean {' or '.join(near)}?" if near else ""
-            raise ValueError(f"Unknown game {self.game!r}.{hint} All games: {', '.join(ROMS)}.")
+            hint = did_you_mean(re.sub(r".*/|(NoFrameskip|Deterministic)?-v\d+$", "", str(self.game)), ROMS)
+            raise ValueError(
+                f"Unknown game {self.game!r}.{hint} Other environments of Gymnasium's are named by --env. "
+                f"All games: {', '.join(ROMS)}."
+            )
         if not 0 <= self.sticky <= 1:
             raise ValueError(f"Atari.sticky is a probability; got {self.sticky}.")
         if min(self.frame_skip, self.stack, self.screen, self.max_episode_frames) < 1 or self.noop_max < 0:

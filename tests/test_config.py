@@ -550,7 +550,7 @@ STRANGERS = {
     "what a sweep may": ("from sweeping import grid\n", "imports sweeping.grid"),
     "tests of a library": ("import optax._src.sharding_test\n", "imports optax._src.sharding_test"),
     "a part of ours that writes": ("from agents import logger\nlogger.Logger.run_dir = '/'", "imports agents.logger"),
-    "its binding": ("from agents import environments\nenvironments.difflib.restore.which = 1", "defined in difflib"),
+    "its binding": ("from agents import environments\nenvironments.re.sub.count = 1", "defined in re\\."),
     "environment": ("from agents import environments\nenvironments.Gymnasium.id = 'evil:E-v0'", "imports evil"),
     "module of a package": ("from networks import torsos\nX = @torsos.nn.apply()\nY = %X", "defined in flax"),
     "key of a dict": (

@@ -92,7 +92,10 @@ def test_unknown_games_get_a_hint():
         Atari("Pongg")
     with pytest.raises(ValueError, match="Did you mean MsPacman"):
         Atari("ms_pacman")
-    with pytest.raises(ValueError, match="Unknown game '@'. All games: Adventure, AirRaid"):
+    for name in ("PongNoFrameskip-v4", "ALE/Pong-v5"):  # as others call it
+        with pytest.raises(ValueError, match="Did you mean Pong"):
+            Atari(name)
+    with pytest.raises(ValueError, match="Unknown game '@'. Other .* by --env. All games: Adventure, AirRaid"):
         Atari("@")
 
 

@@ -10,11 +10,12 @@ import psutil
 import pytest
 from test_training import catch, policy_updates
 
-from agents import config, logger, trainer
+from agents import config, experiment, logger, trainer
 from agents.checkpoint import newest
 from agents.trainer import Trainer
 from scripts import train
 from training.command_line import load, parse_args
+from training.jobs import jobs
 
 STEPS = 400
 
@@ -30,8 +31,7 @@ def run_dirs(base_dir):
 
 def contents(run_dir, steps=STEPS):
     """The parameters, and all that the replay holds."""
-    experiment = config.load([run_dir / "config.gin"], allow_import=["catch"]).experiment
-    restored = Trainer(experiment)
+    restored = Trainer(config.load([run_dir / "config.gin"], allow_import=["catch"]).experiment)
     restored.restore(newest(run_dir))
     assert restored.agent_steps >= steps
     return jax.device_get((restored.state.params, restored.replay_state))
@@ -131,10 +131,19 @@ def test_bad_input(flags, message, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("flags", [["--gin_bindings=Experiment.num_envs = 4"], ["--num_envs=0"], ["--num_envs=4"]])
+def test_seeds_play_as_many_games(flags, tmp_path, monkeypatch):
+    """However their number is said, and however many the machine would choose by the time that the second is added."""
+    choices = iter([4, 8, 16])
+    monkeypatch.setattr(experiment, "default_num_envs", lambda: next(choices))
+    others = [flag for flag in command(tmp_path, "--seeds=3") if not flag.startswith("--num_envs")]
+    added = jobs(parse_args([*others, *flags]))
+    assert [(job.seed, job.cfg.experiment.num_envs) for job in added] == [(0, 4), (1, 4), (2, 4)]
+
+
 def test_replays_that_do_not_fit_together_are_refused(tmp_path, monkeypatch):
     """One would; what is said is what to type."""
-    experiment = load(parse_args(command(tmp_path))).experiment
-    size = Trainer(experiment).replay_bytes
+    size = Trainer(load(parse_args(command(tmp_path))).experiment).replay_bytes
     free = psutil.virtual_memory()._replace(available=int(2.5 * size / 0.9))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
     with pytest.raises(MemoryError, match=r"5 replays of 5,000 transitions take .* or --seeds 2\."):

@@ -133,17 +133,18 @@ def allowed(args) -> list[str]:
     return args.allow_import + ([module] if colon else [])
 
 
-def load(args, **more) -> config.Config:
-    """Loads the configuration of a command line, with `more` bindings to `Experiment`."""
+def load(args, num_envs: int | None = None) -> config.Config:
+    """Loads the configuration of a command line; `num_envs` takes the place of a number that is left to the machine."""
     files, lines = gin_files(args), bindings(args)
+    if num_envs is not None:
+        name = "Experiment.num_envs"
+        lines = [line for line in lines if not line.partition("=")[0].strip().endswith(name)] + [f"{name} = {num_envs}"]
     cfg = config.load(files, lines, allowed(args))
     if cfg.experiment.dataset is None and args.updates is not None:
         raise config.ConfigError("--updates is the length of an offline run (--agent cql). Use --steps or --frames.")
     if cfg.experiment.dataset is not None and (args.steps, args.frames) != (None, None):
         raise config.ConfigError("An offline run makes no steps in games: use --updates.")
     if args.frames is not None:
-        more["total_steps"] = args.frames // cfg.experiment.environment.frames_per_step
-    if more:
-        lines += [f"Experiment.{name} = {value}" for name, value in more.items()]
-        cfg = config.load(files, lines, allowed(args))
+        steps = args.frames // cfg.experiment.environment.frames_per_step
+        cfg = config.load(files, [*lines, f"Experiment.total_steps = {steps}"], allowed(args))
     return cfg

@@ -53,8 +53,13 @@ class Job(NamedTuple):
         return "starts over: it has no checkpoint" if self.manifest else "new"
 
 
-def job(args) -> Job:
-    """Loads a configuration and looks into its run directory, without changing it."""
+def job(args, num_envs: int | None = None) -> Job:
+    """Loads a configuration and looks into its run directory, without changing it.
+
+    Args:
+      args: the command line.
+      num_envs: games where their number is left to the machine; by default as many as the run there was started with.
+    """
     cfg = load(args)
     files = gin_files(args)[1:]
     name = run_directory.name(cfg.experiment, files, args.gin_bindings)
@@ -64,9 +69,8 @@ def job(args) -> Job:
     except UnicodeEncodeError as error:
         raise config.ConfigError(f"{str(run_dir)!r} is no name in UTF-8. Choose another directory.") from error
     manifest = run_directory.read_manifest(run_dir)
-    if cfg.settings["Experiment.num_envs"] == "0":  # a run keeps the number it was started with
-        args = argparse.Namespace(**vars(args) | {"num_envs": None})
-        cfg = load(args, num_envs=manifest["num_envs"] if manifest else cfg.experiment.num_envs)
+    if cfg.settings["Experiment.num_envs"] == "0":
+        cfg = load(args, num_envs=num_envs or (manifest or {"num_envs": cfg.experiment.num_envs})["num_envs"])
     if manifest:
         run_directory.refuse_other_settings(run_dir, manifest["settings"], cfg.settings)
     return Job(cfg, run_directory.title(files), run_dir, manifest, newest(run_dir) if manifest else None)
@@ -84,6 +88,5 @@ def jobs(args) -> list[Job]:
     if args.run_dir:
         raise config.ConfigError("--run_dir is one directory, and --seeds needs one for each. Use --base_dir instead.")
     x = first.cfg.experiment
-    same = vars(args) | {"num_envs": x.num_envs}  # where it was left to the machine, too
-    others = [argparse.Namespace(**same | {"seed": x.seed + i}) for i in range(1, args.seeds)]
-    return [first, *map(job, others)]
+    others = [argparse.Namespace(**vars(args) | {"seed": x.seed + i}) for i in range(1, args.seeds)]
+    return [first, *(job(other, x.num_envs) for other in others)]
