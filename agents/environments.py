@@ -143,10 +143,10 @@ class Gymnasium:
     kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        if self.id.startswith("ALE/"):
-            raise ValueError(
-                f"{self.id} would get another protocol here; use --game {self.id[4:].rpartition('-v')[0]}."
-            )
+        spec = gymnasium.registry.get(self.id)
+        if spec is not None and str(spec.entry_point).startswith("ale_py."):
+            game = rom_id_to_name(spec.kwargs["game"])
+            raise ValueError(f"{self.id} would get another protocol here; use --game {game}.")
 
     @property
     def name(self) -> str:

@@ -99,6 +99,12 @@ def test_unknown_games_get_a_hint():
         Atari("@")
 
 
+@pytest.mark.parametrize("name", ["ALE/MsPacman-v5", "MsPacmanNoFrameskip-v4", "MsPacman-v0"])
+def test_atari_by_names_of_gymnasium_is_refused(name):
+    with pytest.raises(ValueError, match="another protocol here; use --game MsPacman"):
+        Gymnasium(name)
+
+
 def test_seeds_are_unrelated():
     drawn = [environments.seeds(4, *entropy) for entropy in ((0,), (1,), (0, 1), (1, 1), (0, 0, 1))]
     assert len(set(np.concatenate(drawn).tolist())) == 20
