@@ -92,12 +92,10 @@ def load(files, bindings=(), allow_import=()) -> Config:
     check_environment(getattr(experiment.environment, "id", ""), allow_import)
     # A part that a later file replaced takes its own bindings with it; shipped files are made for many combinations.
     lenient = {number for number, file in enumerate(files) if folder(file)}
-    obsolete = {
-        key
-        for key, number in sources.items()
-        for (scope, selector), by in replaced.items()
-        if selector == key.selector and is_prefix(key.scope, scope) and (number < by or number in lenient)
-    }
+    bound = current_bindings()
+    obsolete = _of_parts(replaced, sources, lenient)
+    named = {part: 0 for key in obsolete for part in _reachable(bound[key], bound)}
+    obsolete |= _of_parts(named, sources, lenient)
     refuse_unused({key: names[number] for key, number in sources.items()}, obsolete)
     return Config(experiment, overrides, settings(), gin.config_str(), gin.operative_config_str())
 
@@ -184,6 +182,16 @@ def _build() -> Experiment:
         raise ConfigError(explain(plain(error))) from error
     except Exception as error:  # ours too, to which gin has added
         raise ConfigError(plain(error)) from error
+
+
+def _of_parts(parts, sources, lenient) -> set[Key]:
+    """Bindings of parts, each if it comes from an earlier source than the part's number, or from a lenient one."""
+    return {
+        key
+        for key, number in sources.items()
+        for (scope, selector), by in parts.items()
+        if selector == key.selector and is_prefix(key.scope, scope) and (number < by or number in lenient)
+    }
 
 
 def _reachable(value, bindings) -> set[tuple[str, str]]:

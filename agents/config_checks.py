@@ -173,8 +173,9 @@ def check_types(sources: dict[Key, str]) -> None:
             expected = hint.__name__ if inspect.isclass(hint) else hint
             raise ConfigError(f"{source}: {key} = {_short(value)} is of the wrong type; it must be {expected}.")
         is_class = isinstance(value, gin_state.ConfigurableReference) and not value.evaluate
-        if is_class and hint in (bool, int, float, str):
-            raise ConfigError(f"{source}: {key} = {value!r} is a class; it must be a plain {hint.__name__}.")
+        if is_class and inspect.isclass(hint):
+            allowed = f"a plain {hint.__name__}" if hint in (bool, int, float, str) else f"an object: {value!r}()"
+            raise ConfigError(f"{source}: {key} = {value!r} is a class; it must be {allowed}.")
 
 
 def _short(value) -> str:

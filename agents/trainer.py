@@ -33,7 +33,7 @@ class Trainer:
 
     Raises:
       ConfigError: if the network does not fit the environment.
-      MemoryError: if the replay cannot fit; nothing is allocated then.
+      MemoryError: if the replay or the network cannot fit; nothing is allocated then.
     """
 
     def __init__(self, experiment: Experiment):
@@ -69,6 +69,7 @@ class Trainer:
                 params = jax.eval_shape(self.network.init, jax.random.key(0), observation)
                 like = params["params"]["torso"]
                 self._torso, self.torso_origin = probe.torso_of(x.torso_from, self.network.torso, like)
+            self._check_network()
             self._begin()
         except ConfigError:
             raise
@@ -93,6 +94,18 @@ class Trainer:
     def _check_seeds(self, number: int) -> None:
         check_memory(self.replay_bytes, self._ring.capacity, number)
 
+    def _check_network(self, seeds: int = 1) -> None:
+        state = jax.eval_shape(self._init, key=jax.random.key(0))
+        num_bytes = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+        needed, free = seeds * (num_bytes(state) + num_bytes(state.params)), free_memory()  # with the gradients
+        if needed > free:
+            number = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+            copies = "their copies" if seeds == 1 else f"their copies for {seeds} seeds"
+            raise MemoryError(
+                f"The network's {number:,} parameters take {needed / 1e9:.2f} GB with {copies}; "
+                f"{jax.default_backend().upper()} has {free / 1e9:.2f} GB free. Choose a smaller network."
+            )
+
     def _begin(self) -> None:
         state = self._init(key=jax.random.key(self.experiment.seed))
         self._place(state if self._torso is None else probe.with_torso(state, self._torso))
@@ -109,6 +122,7 @@ class Trainer:
         if self._mesh is not None:
             raise ConfigError("Several seeds learn on one device: pass --seeds or --mesh, not both.")
         self._check_seeds(len(seeds))
+        self._check_network(len(seeds))
         trainers = [copy.copy(self) for _ in seeds]
         for trainer, seed in zip(trainers, seeds, strict=True):
             trainer.experiment = dataclasses.replace(self.experiment, seed=seed)
@@ -257,11 +271,17 @@ class Trainer:
         self.replay_state = self.experiment.replay.restore(self.replay_state, pieces, priorities)
 
 
+def free_memory() -> int:
+    """Bytes that are free on the learner's device."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    return psutil.virtual_memory().available
+
+
 def check_memory(replay_bytes: int, capacity: int, seeds: int = 1) -> None:
     """Raises MemoryError if the replays of all seeds do not fit on the learner's device, with the flag to change."""
-    device = jax.devices()[0]
-    stats = device.memory_stats() or {}
-    free = stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else psutil.virtual_memory().available
+    free, device = free_memory(), jax.default_backend().upper()
     usable = int(0.9 * free)  # the rest is for the network and its gradients
     needed = seeds * replay_bytes
     if needed > usable:
@@ -269,6 +289,6 @@ def check_memory(replay_bytes: int, capacity: int, seeds: int = 1) -> None:
         one, many = f"The replay of {capacity:,} transitions takes", f"{seeds} replays of {capacity:,} transitions take"
         fewer = f", or --seeds {usable // replay_bytes}" if seeds > 1 and usable >= replay_bytes else ""
         raise MemoryError(
-            f"{one if seeds == 1 else many} {needed / 1e9:.2f} GB; {device.platform.upper()} has {free / 1e9:.2f} GB "
+            f"{one if seeds == 1 else many} {needed / 1e9:.2f} GB; {device} has {free / 1e9:.2f} GB "
             f"free. Pass --replay_capacity {fits} or less{fewer}."
         )

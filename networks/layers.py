@@ -1,8 +1,7 @@
-"""What the networks share beside flax's layers: noisy layers, max-pooling, and a check of attributes."""
+"""What the networks share beside flax's layers: noisy layers, max-pooling, and checks of attributes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -10,11 +9,13 @@ import jax
 import jax.numpy as jnp
 
 
-def dense(features: int, noise: float = 0.0, **options) -> nn.Module:
-    """Makes a dense layer, a noisy one unless `noise` (the `sigma` of `NoisyDense`) is 0."""
-    if noise < 0:
-        raise ValueError(f"The noise of a layer must not be negative; got {noise}.")
-    return NoisyDense(features, sigma=noise, **options) if noise else nn.Dense(features, **options)
+def dense(features: int, noise: float = 0.0, *, kernel_init, **options) -> nn.Module:
+    """Makes a dense layer, or one with `noise` (its `sigma`) unless that is 0; a noisy one has its own initializer."""
+    if not isinstance(noise, (int, float)) or noise < 0:
+        raise ValueError(f"The noise of a layer (NOISE in a config) must be a number, not negative; got {noise!r}.")
+    if noise:
+        return NoisyDense(features, sigma=noise, **options)
+    return nn.Dense(features, kernel_init=kernel_init, **options)
 
 
 class NoisyDense(nn.Module):
@@ -22,18 +23,16 @@ class NoisyDense(nn.Module):
 
     Fortunato et al. 2018, Noisy Networks for Exploration (https://arxiv.org/abs/1706.10295), Equations 8 to 11. Takes
     the place of `flax.linen.Dense`. Without a random stream named "noise" the means are used, as in evaluations. One
-    noise for the whole batch.
+    noise for the whole batch. All begins as in its Section 3.2: the means uniform within 1 / sqrt(d) for inputs [B, d].
 
     Attributes:
       features: width of the output.
-      kernel_init: initializer of the mean weights.
       dtype: type of the computation; parameters stay float32.
       sigma: initial scale of the noise, divided by the square root of the input's width: 0.5 in the paper, 0.1 in
         Dopamine.
     """
 
     features: int
-    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
     dtype: Any = "float32"
     sigma: float = 0.5
 
@@ -41,9 +40,11 @@ class NoisyDense(nn.Module):
     def __call__(self, x):
         """Maps [B, d] to [B, features]."""
         width = x.shape[-1]
-        scale = nn.initializers.constant(self.sigma / width**0.5)
-        kernel = self.param("kernel", self.kernel_init, (width, self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        limit = 1 / width**0.5
+        uniform = lambda key, shape: jax.random.uniform(key, shape, minval=-limit, maxval=limit)
+        scale = nn.initializers.constant(self.sigma * limit)
+        kernel = self.param("kernel", uniform, (width, self.features))
+        bias = self.param("bias", uniform, (self.features,))
         kernel_sigma = self.param("kernel_sigma", scale, kernel.shape)
         bias_sigma = self.param("bias_sigma", scale, bias.shape)
         if self.has_rng("noise"):
@@ -81,3 +82,12 @@ def check_positive(module, *names: str) -> None:
     for name in names:
         if not getattr(module, name) > 0:
             raise ValueError(f"{type(module).__name__}.{name} must be positive; got {getattr(module, name)}.")
+
+
+def check_widths(module, name: str, fewest: int = 0) -> None:
+    """Raises ValueError unless an attribute of a module is a sequence of positive whole numbers, `fewest` or more."""
+    widths = getattr(module, name)
+    whole = all(isinstance(width, int) and not isinstance(width, bool) and width > 0 for width in widths)
+    if not whole or len(widths) < fewest:
+        least = ", one at least" if fewest else ""
+        raise ValueError(f"{type(module).__name__}.{name} must be positive whole numbers{least}; got {widths}.")

@@ -4,7 +4,9 @@
 ResNets with group norm instead of batch norm and learned spatial embeddings instead of average pooling. What the
 published text leaves open was chosen to meet the sizes in the paper's Figure 7, 31 M, 60 M and 79 M for ResNet-34, -50
 and -101 (18 actions, 51 bins): no max-pooling after the first convolution, so that 84x84 images become 6x6 positions;
-32 embeddings; one dense layer of 512. Groups are 32, as in Wu & He 2018 (https://arxiv.org/abs/1803.08494).
+32 embeddings; one dense layer of 512; the last layer of a single game. Groups are 32, as in Wu & He 2018
+(https://arxiv.org/abs/1803.08494), blocks as in He et al. 2016. Kumar et al. normalise the features to unit length, not
+done here.
 """
 
 from __future__ import annotations

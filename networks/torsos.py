@@ -11,7 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from networks.layers import check_positive, dense, max_pool
+from networks.layers import check_positive, check_widths, dense, max_pool
 
 xavier_uniform = nn.initializers.xavier_uniform()
 
@@ -34,7 +34,7 @@ class NatureCNN(nn.Module):
     Attributes:
       padding: 'SAME' as Dopamine's JAX agents have it (7,744 features after the convolutions, for 84x84), or 'VALID' as
         in the original (3,136 features, about 0.6 of the arithmetic).
-      kernel_init: initializer of all kernels.
+      kernel_init: initializer of all kernels but those of a noisy layer.
       layer_norm: normalises before each ReLU.
       noise: initial noise of the dense layer's weights, see `layers.NoisyDense`; 0 for an ordinary layer.
       dtype: type of the computation, e.g. 'bfloat16'; parameters stay float32.
@@ -48,6 +48,7 @@ class NatureCNN(nn.Module):
 
     @nn.compact
     def __call__(self, observation):
+        """Maps observations [B, stack, ...] to features [B, 512]."""
         dtype = jnp.dtype(self.dtype)
         activation = lambda x: nn.relu(nn.LayerNorm(dtype=dtype)(x) if self.layer_norm else x)
         x = to_image(observation, dtype)
@@ -80,8 +81,7 @@ class ImpalaEncoder(nn.Module):
 
     def __post_init__(self):
         check_positive(self, "width")
-        if not self.channels or min(self.channels) < 1:
-            raise ValueError(f"ImpalaEncoder.channels must be positive numbers, one at least; got {self.channels}.")
+        check_widths(self, "channels", fewest=1)
         super().__post_init__()
 
     @nn.compact
@@ -120,6 +120,7 @@ class ImpalaCNN(nn.Module):
 
     @nn.compact
     def __call__(self, observation):
+        """Maps observations [B, stack, ...] to features [B, hidden]."""
         x = self.encoder(observation)
         x = dense(self.hidden, self.noise, kernel_init=self.kernel_init, dtype=x.dtype)(x.reshape(x.shape[0], -1))
         return nn.relu(x)
@@ -138,6 +139,7 @@ class MinAtarCNN(nn.Module):
 
     @nn.compact
     def __call__(self, observation):
+        """Maps observations [B, stack, ...] to features [B, 128]."""
         dtype = jnp.dtype(self.dtype)
         activation = lambda x: nn.relu(nn.LayerNorm(dtype=dtype)(x) if self.layer_norm else x)
         x = to_image(observation, dtype)
@@ -160,12 +162,12 @@ class MLP(nn.Module):
     dtype: Any = "float32"
 
     def __post_init__(self):
-        if not all(isinstance(width, int) and width > 0 for width in self.features):
-            raise ValueError(f"MLP.features must be positive whole numbers; got {self.features}.")
+        check_widths(self, "features")
         super().__post_init__()
 
     @nn.compact
     def __call__(self, observation):
+        """Maps observations [B, stack, ...] to features [B, features[-1]]."""
         dtype = jnp.dtype(self.dtype)
         scale = 255 if observation.dtype == jnp.uint8 else 1
         x = observation.reshape(observation.shape[0], -1).astype(dtype) / scale

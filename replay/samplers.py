@@ -72,7 +72,8 @@ class Prioritized(Sampler):
 
     A transition is drawn with a probability proportional to its priority. The priority is used as it is: its square
     root stands for the exponent alpha = 0.5 of Hessel et al. 2018 (https://arxiv.org/abs/1710.02298). New transitions
-    get the largest priority seen so far. Losses are weighted by probability^-beta over the batch's largest such weight.
+    get the largest priority seen so far, 1 at least. Losses are weighted by probability^-beta over the batch's largest
+    such weight.
 
     Args:
       priority: 'sqrt_loss' is sqrt(loss + 1e-10), Dopamine's. With a cross-entropy the loss cannot fall below the

@@ -25,7 +25,7 @@ from replay.ring import Replay
 from replay.samplers import Prioritized, Uniform
 from scripts import train
 from training import command_line
-from training.command_line import OFFLINE, gin_files, parse_args
+from training.command_line import OFFLINE, OWN_TORSO, gin_files, parse_args
 
 HEADER = "from __gin__ import dynamic_registration\n"
 
@@ -152,7 +152,12 @@ def test_offline_settings_that_would_have_no_effect_are_refused(flags, message):
 def test_every_torso_goes_with_every_agent_and_task(task, torso, agent, tmp_path):
     """Files later in the order replace parts that earlier files have bound."""
     for preset in ("quick", "minatar"):
-        experiment, _ = load(task, f"--agent={agent}", f"--torso={torso}", f"--preset={preset}")
+        flags = [task, f"--agent={agent}", f"--torso={torso}", f"--preset={preset}"]
+        if agent in OWN_TORSO:
+            with pytest.raises(config.ConfigError, match=f"torso of its own. Pass --agent dqn .*{torso}"):
+                load(*flags)
+            return
+        experiment, _ = load(*flags)
         network = experiment.network(num_actions=2, num_logits=1)
         assert isinstance(network.torso, TORSOS[torso])
         # Full Rainbow explores by noise alone, whatever the presets say of epsilon.
@@ -170,6 +175,15 @@ def comes_back(experiment, tmp_path, allow_import=()):
     assert config.settings() == before and not overrides
     for part in ("environment", "agent", "head", "replay"):
         assert getattr(again, part) == getattr(experiment, part)
+
+
+def assert_uniform(module, limit):
+    """That a 400 x 100 kernel begins uniform within +-limit."""
+    largest = np.abs(module.kernel_init(jax.random.key(0), (400, 100), jnp.float32)).max()
+    assert 0.99 * limit < largest <= limit
+
+
+XAVIER = np.sqrt(6 / (400 + 100))
 
 
 def assert_adam(experiment, learning_rate, eps):
@@ -216,11 +230,8 @@ def test_paper(head):
 
     network = experiment.network(num_actions=18, num_logits=head_of_paper.num_logits)
     assert network.torso.padding == "SAME" and not network.torso.layer_norm
-    xavier = head in ("mse", "huber")
-    limit = np.sqrt(6 / (400 + 100)) if xavier else np.sqrt(3 / np.sqrt(3) / 400)
-    for init in (network.kernel_init, network.torso.kernel_init):
-        largest = np.abs(init(jax.random.key(0), (400, 100), jnp.float32)).max()
-        assert 0.99 * limit < largest <= limit
+    for module in (network, network.torso):
+        assert_uniform(module, XAVIER if head in ("mse", "huber") else np.sqrt(3 / np.sqrt(3) / 400))
 
     settings = values()
     assert settings["adam.learning_rate"] == learning_rate and settings["adam.eps"] == eps
@@ -250,6 +261,8 @@ def test_rainbow_is_dopamines(agent, head):
     assert_adam(experiment, 6.25e-5, 1.5e-4)
     network = experiment.network(num_actions=18, num_logits=experiment.head.num_logits)
     assert (network.dueling, network.noise, network.torso.noise) == ((True, 0.1, 0.1) if full else (False, 0.0, 0.0))
+    if full:  # for all heads; Rainbow-lite has RainbowNetwork's, as DQN
+        assert_uniform(network.torso, XAVIER)
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -259,13 +272,17 @@ def test_soft_moe_is_dqn_but_for_the_torso(head):
     experiment, _ = load("--agent=soft_moe", f"--head={head}", "--preset=paper")
     assert (experiment.agent, experiment.head, experiment.replay) == (dqn.agent, dqn.head, dqn.replay)
     assert_adam(experiment, *PAPER[head][1:])
-    torso = experiment.network(num_actions=18, num_logits=1).torso
+    network = experiment.network(num_actions=18, num_logits=1)
+    torso = network.torso
+    for module in (network, torso, torso.encoder):  # for all heads
+        assert_uniform(module, XAVIER)
     assert isinstance(torso, SoftMoE) and isinstance(torso.encoder, torsos.ImpalaEncoder)
     assert (torso.num_experts, torso.hidden, torso.capacity, torso.normalize) == (8, 512, 1.0, False)
     assert (torso.encoder.channels, torso.encoder.width) == ((16, 32, 32), 1)
     settings = {name: value for name, value in values().items() if name.split(".")[0] in ("SoftMoE", "ImpalaEncoder")}
-    load("--torso=soft_moe", f"--head={head}", "--preset=paper")  # the same torso for any agent
+    other, _ = load("--torso=soft_moe", f"--head={head}", "--preset=paper")  # the same torso for any agent
     assert settings and settings.items() <= values().items()
+    assert_uniform(other.network(num_actions=18, num_logits=1), XAVIER)
 
 
 @pytest.mark.parametrize(
@@ -336,10 +353,13 @@ WRONG = {
     "depth": (["--torso=resnet", *bind("ResNet.depth = 20")], r"ResNet.depth is 20; allowed: 18, 34, 50, 101"),
     "no channels at all": (
         ["--torso=impala_cnn", *bind("ImpalaEncoder.channels = ()")],
-        r"ImpalaEncoder.channels must be positive numbers, one at least; got \(\)",
+        r"ImpalaEncoder.channels must be positive whole numbers, one at least; got \(\)",
     ),
     "sampler by name": (bind("Replay.sampler = 'prioritized'"), r"Replay.sampler = 'prioritized' is of the wrong type"),
-    "sampler without parentheses": (bind("Replay.sampler = @samplers.Prioritized"), r"it takes a sampler, e.g."),
+    "sampler without parentheses": (
+        bind("Replay.sampler = @samplers.Prioritized"),
+        r"is a class; it must be an object: @.*Prioritized\(\)",
+    ),
     "epsilon": (bind("DQN.epsilon_initial = 1.5"), r"its three epsilons lie in \[0, 1\]"),
     "two torsos": (
         ["--torso=mlp", "--gin_files=configs/torsos/resnet.gin"],

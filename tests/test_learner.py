@@ -473,6 +473,9 @@ def test_noise_moves_training_and_acting_but_not_evaluation():
     loss = jax.jit(lambda key: DQN(double=True).loss(network, head, params, params, batch, key)[1])
     # With the same parameters twice, the value that is bootstrapped is a maximum only under its own noise.
     assert len({float(loss(key)["td_error"][0]) for key in keys[:5]}) == 5
+    single = jax.jit(lambda key: DQN(double=False).loss(network, head, params, params, batch, key)[1])
+    less = np.stack([single(key)["target"] - loss(key)["target"] for key in keys[:5]])
+    assert less.min() >= 0 and less.max() > 0.1
     act = jax.jit(partial(DQN().act, network, head), static_argnames="noise")
     observation = jnp.tile(batch.s_tm1[:1], (4, 1, 1))
     noisy = np.stack([act(params, observation, key, 0.0) for key in keys])

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_replay import NaiveReplay, random_history
 
 from agents import config, logger, policy, run_directory
 from agents.checkpoint import Checkpointer, newest
@@ -217,6 +218,34 @@ def test_restores_what_was_saved(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
+@pytest.mark.parametrize("priority", ["sqrt_loss", "sqrt_kl", "abs_td"])
+def test_what_rainbow_draws_and_its_new_priorities(tmp_path, priority):
+    """That the parts of a trainer fit: 3-step transitions of the twin are drawn, and ranked by their own losses."""
+    x = load(parse_args(catch(tmp_path, "hl_gauss", 1000, agent="rainbow"))).experiment
+    trainer = Trainer(dataclasses.replace(x, replay=Replay(200, Prioritized(priority)), replay_ratio=0.25))
+    trainer.allocate_replay()
+    random = np.random.default_rng(0)
+    history = random_history(random, 73, 4)  # once around the ring and on
+    for step in history:
+        trainer.add(step._replace(observation=random.integers(0, 255, (4, 6, 5), np.uint8)))
+    before = np.array(trainer.replay_state.priorities["tree"].leaves).reshape(-1)
+    places = NaiveReplay(history, 50, trainer._stack, n_step=3).places().values()
+    assert set(np.flatnonzero(before)) == {row % 50 * 4 + game for row, game in places}
+
+    params, target_params = jax.tree.map(np.array, (trainer.state.params, trainer.state.target_params))
+    trainer.updates = trainer.experiment.updates_due(trainer.agent_steps) - 1
+    trainer.learn()
+    after = np.array(trainer.replay_state.priorities["tree"].leaves).reshape(-1)
+    (drawn,) = np.nonzero(after != before)
+    assert 16 < len(drawn) <= 32
+    place = (drawn // 4, drawn % 4, np.ones(len(drawn), np.float32))
+    rewards = {"discount": x.agent.discount, "max_abs_reward": x.agent.max_abs_reward}
+    batch = x.replay.gather(trainer.replay_state, *place, stack=trainer._stack, n_step=3, **rewards)
+    loss, items = x.agent.loss(trainer.network, x.head, params, target_params, batch, jax.random.key(0))
+    squared = {"sqrt_loss": loss, "sqrt_kl": items["excess_loss"], "abs_td": items["td_error"] ** 2}
+    np.testing.assert_allclose(after[drawn], np.sqrt(np.maximum(squared[priority], 0) + 1e-10), rtol=1e-3)
+
+
 def test_same_seed_same_parameters(tmp_path):
     """With the games stepped while the learner computes, too."""
     files = []
@@ -387,7 +416,11 @@ gymnasium.register("Countdown-v0", Countdown)
 
 def test_evaluation_does_not_favour_short_episodes():
     """Counting whichever of 16 games' episodes ends first would give a mean near 0.2 instead of 0.5."""
-    act = lambda params, observation, key, epsilon, noise: np.zeros(len(observation), np.int32)
+
+    def act(params, observation, key, epsilon, noise):
+        assert not noise
+        return np.zeros(len(observation), np.int32)
+
     returns = play(Gymnasium("Countdown-v0"), act, None, 80, 0.0, entropy=(1,))
     assert returns.shape == (80,) and 0.35 < returns.mean() < 0.65
 
@@ -395,6 +428,15 @@ def test_evaluation_does_not_favour_short_episodes():
 def test_too_large_a_replay_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(MemoryError, match="--replay_capacity"):
         train.main(["--game=Pong", f"--run_dir={tmp_path / 'run'}", "--replay_capacity=10000000000"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_large_a_network_is_refused_before_anything_is_written(tmp_path):
+    """Its parameters, their target, Adam's two moments and the gradients."""
+    wide = [f"--gin_bindings={name}" for name in ("MLP.features = (1_000_000_000,)", "Gymnasium.stack = 1")]
+    flags = ["--env=catch:Catch-v0", "--head=mse", "--replay_capacity=5000", "--warmup_steps=200", *wide]
+    with pytest.raises(MemoryError, match=r"34,000,000,003 parameters take 680\.00 GB .* Choose a smaller network"):
+        train.main([*flags, f"--run_dir={tmp_path / 'run'}"])
     assert not (tmp_path / "run").exists()
 
 

@@ -11,6 +11,7 @@ from agents.config_checks import ALLOW_IMPORT
 DEFAULT_HEADS = {"rainbow": "c51", "full_rainbow": "c51"}  # the agents' own; hl_gauss for all others
 MOST_SEEDS = 1_000  # in one process
 OFFLINE = ("cql",)  # agents that learn from a data set, and have no schedule for games
+OWN_TORSO = ("soft_moe",)  # agents that are DQN but for the torso
 DESCRIPTION = """\
 Trains an agent on one game and ends with an evaluation. The same command again resumes where it stopped.
 
@@ -90,6 +91,10 @@ def gin_files(args) -> list[str]:
         named = list({config.resolve(file): file for file in named}.values())
         if len(named) > 1:
             raise config.ConfigError(f"More than one of configs/{folder} is named: {', '.join(named)}. Keep one.")
+        if named and folder == "torsos" and agents[-1] in OWN_TORSO:
+            raise config.ConfigError(
+                f"The agent {agents[-1]} is DQN with a torso of its own. Pass --agent dqn for another one, {named[0]}."
+            )
         files += named or ([config.shipped(folder, default)] if default else [])
     return [config.BASE, *files, *(file for file in args.gin_files if config.folder(file) not in folders)]
 
