@@ -1,5 +1,6 @@
 """The ring and its samplers against naive twins, which keep everything and enumerate all that may be drawn."""
 
+import unittest.mock
 from functools import partial
 
 import jax
@@ -10,6 +11,9 @@ import pytest
 from replay import sum_tree
 from replay.ring import Replay, TimeStep
 from replay.samplers import Prioritized, Uniform
+
+with unittest.mock.patch("gin.configurable", lambda cls: cls):  # keep its names out of our gin registry
+    from dopamine.jax.replay_memory import accumulator, elements, replay_buffer, samplers
 
 ROWS = 24
 DISCOUNT = 0.9
@@ -158,6 +162,58 @@ def test_samples_are_the_twins_transitions_drawn_uniformly(small_blocks, sampler
         np.testing.assert_array_equal(batch.a_t, a_t)
         np.testing.assert_allclose(batch.weight, np.ones(BATCH), rtol=0 if sampler == Uniform() else 1e-6)
         assert_chi_square(counts, np.full(len(twin), 1 / len(twin)))
+
+
+@pytest.mark.parametrize("stack, n_step", [(4, 1), (4, 3), (1, 5)])
+def test_is_dopamines_prioritised_replay(small_blocks, stack, n_step):
+    """What is kept of a long episode, what it is drawn by, and how likely: Dopamine's Rainbow, with ours beside it.
+
+    Ends of episodes are left out: Dopamine's accumulator drops the last action of an episode, ours does not.
+    """
+    rng, num_rows = np.random.default_rng([stack, n_step]), 3 * ROWS
+    replay = Replay(ROWS, Prioritized())
+    add = jax.jit(partial(replay.add, stack=stack, n_step=n_step), donate_argnums=0)
+    update = jax.jit(replay.sampler.update, donate_argnums=0)
+    capacity = ROWS - n_step - stack  # rows without the newest, and those whose stack has been overwritten
+    theirs = replay_buffer.ReplayBuffer(
+        accumulator.TransitionAccumulator(stack, n_step, DISCOUNT),
+        samplers.PrioritizedSamplingDistribution(0, max_capacity=capacity),
+        batch_size=BATCH,
+        max_capacity=capacity,
+        compress=False,
+    )
+    frames, largest = rng.integers(1000, size=(num_rows, 1, 2), dtype=np.int32), 1.0
+    actions, rewards = rng.integers(18, size=num_rows), rng.normal(size=num_rows).astype(np.float32)
+    state = replay.init(1, (2,), np.int32)
+    for row in range(num_rows):  # its number is the key of Dopamine's transition from there
+        first = np.array([row == 0])
+        state = add(state, TimeStep(actions[row : row + 1], rewards[row : row + 1], first & ~first, first, frames[row]))
+        if row:  # Dopamine stores an observation with the action in it, ours with the one that led to it
+            step = elements.TransitionElement(frames[row - 1, 0], actions[row], rewards[row], False, False)
+            theirs.add(step, priority=largest)
+        if theirs.add_count and rng.random() < 0.6:
+            keys = theirs.sample(8, with_sample_metadata=True)[1].keys
+            losses = rng.gamma(0.5, size=theirs.add_count)[keys].astype(np.float32)  # one for each key
+            items = {"loss": losses, "excess_loss": losses, "td_error": losses}
+            state = state._replace(priorities=update(state.priorities, keys % ROWS, items))
+            priorities = np.sqrt(losses + np.float32(1e-10))
+            theirs.update(keys, priorities=priorities)
+            largest = max(largest, priorities.max())
+
+    batch, metadata = theirs.sample(BATCH, with_sample_metadata=True)
+    keys, first = np.unique(metadata.keys, return_index=True)
+    tree = state.priorities["tree"]
+    leaves = np.asarray(tree.leaves, np.float64).reshape(-1)
+    assert len(np.unique(leaves)) > 4
+    assert np.flatnonzero(leaves).tolist() == sorted(key % ROWS for key in theirs._memory)
+    np.testing.assert_allclose(leaves[keys % ROWS] / leaves.sum(), metadata.probabilities[first], rtol=1e-6)
+    window = {"stack": stack, "n_step": n_step, "discount": DISCOUNT}
+    ours = replay.gather(state, keys % ROWS, 0 * keys, np.ones(len(keys), np.float32), **window)
+    np.testing.assert_array_equal(np.moveaxis(ours.s_tm1, 1, -1), batch.state[first])
+    np.testing.assert_array_equal(np.moveaxis(ours.s_t, 1, -1), batch.next_state[first])
+    np.testing.assert_array_equal(ours.a_tm1, batch.action[first])
+    np.testing.assert_allclose(ours.r_t, batch.reward[first], rtol=1e-5)
+    np.testing.assert_allclose(ours.discount_t, DISCOUNT**n_step, rtol=1e-6)
 
 
 def random_play(replay, num_envs, stack, n_step, num_rows):
