@@ -4,7 +4,7 @@
 examples:
   python scripts/benchmark.py                              everything but the peers
   python scripts/benchmark.py updates --only soft_moe      compiled updates, of which the rows that contain this
-  python scripts/benchmark.py growth replay                by batch, width and experts; by the replay's capacity
+  python scripts/benchmark.py growth replay                by batch and width; by the replay's capacity
   python scripts/benchmark.py ratios                       heads, and prioritised replay, by turns
   python scripts/benchmark.py seeds                        several seeds in one call
   python scripts/benchmark.py checkpoints                  size, time and stall of checkpoints; to restore one
