@@ -165,7 +165,7 @@ class Gymnasium:
                 from minatar.gym import register_envs
             except ImportError as error:
                 raise ConfigError(f"{self.id} needs the extra: pip install -e '.[minatar]'") from error
-            if self.id not in gymnasium.registry:
+            if "MinAtar/Breakout-v1" not in gymnasium.registry:  # registering twice warns
                 register_envs()
         try:
             render = {"render_mode": render_mode} if render_mode else {}
