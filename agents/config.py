@@ -94,6 +94,7 @@ def load(files, bindings=(), allow_import=()) -> Config:
     lenient = {number for number, file in enumerate(files) if folder(file)}
     bound = current_bindings()
     obsolete = _of_parts(replaced, sources, lenient)
+    # So does what only those bindings name: the initializer of a head's file, where the agent has its own.
     named = {part: 0 for key in obsolete for part in _reachable(bound[key], bound)}
     obsolete |= _of_parts(named, sources, lenient)
     refuse_unused({key: names[number] for key, number in sources.items()}, obsolete)

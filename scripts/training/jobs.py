@@ -70,7 +70,8 @@ def job(args, num_envs: int | None = None) -> Job:
         raise config.ConfigError(f"{str(run_dir)!r} is no name in UTF-8. Choose another directory.") from error
     manifest = run_directory.read_manifest(run_dir)
     if cfg.settings["Experiment.num_envs"] == "0":
-        cfg = load(args, num_envs=num_envs or (manifest or {"num_envs": cfg.experiment.num_envs})["num_envs"])
+        started_with = manifest["num_envs"] if manifest else cfg.experiment.num_envs
+        cfg = load(args, num_envs=num_envs or started_with)
     if manifest:
         run_directory.refuse_other_settings(run_dir, manifest["settings"], cfg.settings)
     return Job(cfg, run_directory.title(files), run_dir, manifest, newest(run_dir) if manifest else None)
