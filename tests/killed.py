@@ -35,8 +35,6 @@ if __name__ == "__main__":
     target, count, *flags = sys.argv[1:]
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     sys.path[:0] = [root, os.path.join(root, "scripts")]
-    if "PLAIN_XLA" not in os.environ:
-        import conftest  # noqa: F401, the flags of XLA that tests have
     import train
 
     if target != "-":

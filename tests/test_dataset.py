@@ -27,12 +27,14 @@ PLAIN = DQN(discount=0.9, max_abs_reward=None)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(once):
     """A run of four games that logged all of its 1,200 steps, in several segments."""
-    run_dir = tmp_path_factory.mktemp("logged") / "Catch-v0/dqn/seed0"
-    flags = ["--log_replay", "--gin_bindings=Experiment.checkpoint_every_steps = 500", "--replay_capacity=800"]
-    assert train.main([*catch(run_dir, "mse", 1200), *flags]) == 0
-    return run_dir
+
+    def make(folder):
+        flags = ["--log_replay", "--gin_bindings=Experiment.checkpoint_every_steps = 500", "--replay_capacity=800"]
+        assert train.main([*catch(folder / "Catch-v0/dqn/seed0", "mse", 1200), *flags]) == 0
+
+    return once("logged", make) / "Catch-v0/dqn/seed0"
 
 
 def opened(run_dir, agent=PLAIN, **settings):

@@ -115,7 +115,8 @@ SOME = ("evaluating", "writing")
 @pytest.mark.parametrize("phases", [SOME, pytest.param(tuple(PHASES), marks=pytest.mark.slow)], ids=["some", "every"])
 def test_sigterm_in_any_phase_changes_no_bit(phases, tmp_path, monkeypatch):
     """Each start is interrupted in another phase; the signal is obeyed and all is saved."""
-    expected, interrupted = (command(tmp_path / name, "dqn", 4) for name in ("never interrupted", "interrupted"))
+    names = ("never interrupted", "interrupted")
+    expected, interrupted = (command(tmp_path / name, "dqn", 4, "--steps=900") for name in names)
     assert train.main(expected) == 0
     for target in map(PHASES.get, phases):
         with monkeypatch.context() as patch:

@@ -129,10 +129,11 @@ CHECKPOINTS = "--gin_bindings=Experiment.checkpoint_every_steps = 200"
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    run_dir = tmp_path_factory.mktemp("finished") / "Catch/dqn-mse-fast/seed0"
-    assert train.main([*catch(run_dir, "mse", 400), CHECKPOINTS]) == 0
-    return run_dir
+def finished(once):
+    def make(folder):
+        assert train.main([*catch(folder / "Catch/dqn-mse-fast/seed0", "mse", 400), CHECKPOINTS]) == 0
+
+    return once("finished", make) / "Catch/dqn-mse-fast/seed0"
 
 
 @pytest.fixture(scope="module")

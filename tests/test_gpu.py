@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_resume import KILLED, assert_same_run, command
+from test_resume import AS_USERS_RUN, KILLED, assert_same_run, command
 
 from agents import launch
 from agents.trainer import Trainer
@@ -20,7 +20,7 @@ from training.command_line import load, parse_args
 pytestmark = pytest.mark.gpu
 # Convolutions, whose gradients add up in varying order unless told otherwise.
 NETWORK = ("--torso=nature_cnn", "--gin_bindings=Atari.screen = 84")
-ENVIRONMENT = {"XLA_FLAGS": launch.DETERMINISTIC, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PLAIN_XLA": "1"}
+ENVIRONMENT = AS_USERS_RUN | {"XLA_FLAGS": launch.DETERMINISTIC, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 
 @pytest.fixture(autouse=True)

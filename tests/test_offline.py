@@ -88,12 +88,14 @@ KNOBS += [f"--gin_bindings={line}" for line in ("DQN.discount = 0.9", "Learner.t
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
+def data(once):
     """The log of 3,000 steps of random play on Catch."""
-    run_dir = tmp_path_factory.mktemp("data") / "Catch-v0/dqn/seed0"
-    two = "--gin_bindings=Experiment.checkpoint_every_steps = 2_000"
-    assert train.main([*catch(run_dir, "mse", 3000), *RANDOM, "--log_replay", two]) == 0
-    return run_dir
+
+    def make(folder):
+        two = "--gin_bindings=Experiment.checkpoint_every_steps = 2_000"
+        assert train.main([*catch(folder / "Catch-v0/dqn/seed0", "mse", 3000), *RANDOM, "--log_replay", two]) == 0
+
+    return once("random_play", make) / "Catch-v0/dqn/seed0"
 
 
 def cql(run_dir, data, head="hl_gauss", updates=400, *more):

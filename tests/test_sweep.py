@@ -575,11 +575,6 @@ def test_a_sweep_trains(write, tmp_path, monkeypatch, capsys):
     (tmp_path / "breaks.py").write_text(BREAKS)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{TESTS}")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_multi_thread_eigen=false")
-    cache = {"DIR": tmp_path / "cache", "MIN_COMPILE_TIME_SECS": 0, "MIN_ENTRY_SIZE_BYTES": -1}
-    for name, value in cache.items():
-        prefix = "JAX_COMPILATION_CACHE_" if name == "DIR" else "JAX_PERSISTENT_CACHE_"
-        monkeypatch.setenv(prefix + name, str(value))
     path = write(
         """
         grid.Grid.envs = ['catch:Catch-v0', 'breaks:Breaks-v0']

@@ -67,11 +67,13 @@ def catch(run_dir, head, steps, *more, agent="dqn", torso="mlp"):
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory):
+def run_dir(once):
     """A finished run of 200 agent steps on Pong."""
-    directory = tmp_path_factory.mktemp("pong") / "run"
-    assert train.main(pong(directory, 200)) == 0
-    return directory
+
+    def make(directory):
+        assert train.main(pong(directory, 200)) == 0
+
+    return once("pong", make)
 
 
 def test_counts(run_dir):
