@@ -168,7 +168,7 @@ def test_samples_are_the_twins_transitions_drawn_uniformly(small_blocks, sampler
 def test_is_dopamines_prioritised_replay(small_blocks, stack, n_step):
     """What is kept of a long episode, what it is drawn by, and how likely: Dopamine's Rainbow, with ours beside it.
 
-    Ends of episodes are left out: Dopamine's accumulator drops the last action of an episode, ours does not.
+    Ends of episodes are left out: Dopamine's accumulator drops the last action and repeats the one before it.
     """
     rng, num_rows = np.random.default_rng([stack, n_step]), 3 * ROWS
     replay = Replay(ROWS, Prioritized())

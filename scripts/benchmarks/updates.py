@@ -36,14 +36,16 @@ UPDATES = [
     *(("dqn", head, network, 32) for network in WIDENED for head in ("mse", "hl_gauss")),
     *(("dqn", head, f"ResNet-{n}", 32) for n in (18, 34, 50, 101) for head in ("mse", "hl_gauss")),
     *(("rainbow", head, "NatureCNN, SAME", 32) for head in HEADS),
-    ("full_rainbow", "c51", "NatureCNN, SAME", 32),
-    *(("soft_moe", head, f"SoftMoE-{n}", 32) for n in (1, 2, 4, 8) for head in ("mse", "hl_gauss")),
+    *(("full_rainbow", head, "NatureCNN, SAME", 32) for head in ("mse", "c51")),
+    *(("soft_moe", head, f"SoftMoE-{n}", 32) for n in (1, 2, 4) for head in ("mse", "hl_gauss")),
+    *(("soft_moe", head, "SoftMoE-8", 32) for head in HEADS),
     *(("dqn", "hl_gauss", f"{network}, bfloat16", 32) for network in ("NatureCNN, SAME", "ResNet-50")),
     ("soft_moe", "hl_gauss", "SoftMoE-8, bfloat16", 32),
 ]
 GROWTH = [
     *(("dqn", "hl_gauss", "NatureCNN, VALID", batch) for batch in (32, 64, 128, 256, 512)),
-    *(("dqn", "hl_gauss", network, 32) for network in ("ImpalaCNN", "ImpalaCNN, width x2", "ImpalaCNN, width x4")),
+    ("dqn", "hl_gauss", "ImpalaCNN", 32),
+    *(("dqn", head, f"ImpalaCNN, width x{n}", 32) for n in (2, 4) for head in ("mse", "hl_gauss")),
 ]
 
 
