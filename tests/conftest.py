@@ -9,11 +9,10 @@ FLAGS = ("backend_optimization_level=1", "cpu_multi_thread_eigen=false", "force_
 os.environ.setdefault("XLA_FLAGS", " ".join(f"--xla_{flag}" for flag in FLAGS))
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU is shared with the processes that tests start
 
-# What one process of the tests has compiled, none of the others need. A size makes JAX lock the directory (filelock).
+# What one process of the tests has compiled, none of the others need.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _cache = tempfile.TemporaryDirectory()
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
-os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(10**10)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
