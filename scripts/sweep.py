@@ -35,7 +35,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add = parser.add_argument
     add("sweep", help="gin file of the grid, e.g. configs/sweeps/losses.gin")
     add("--games", help="instead of the sweep's: a set, e.g. atari_5, or names, e.g. Pong,Breakout")
-    add("--seeds", help="instead of the sweep's: a number K for seeds 0 to K - 1, or a list, e.g. 3,4")
+    add("--seeds", help="instead of the sweep's: a number K for seeds 0 to K - 1, or a list, e.g. 3,4 (3, for one)")
     add("--steps", type=int, help="instead of the sweep's: length of each run in agent steps")
     add("--updates", type=int, help="instead of the sweep's: length of each offline run")
     add("--dataset", nargs="+", metavar="DIR", help="instead of the sweep's: data sets; {game} stands for the game")
