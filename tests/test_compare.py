@@ -368,6 +368,12 @@ def test_protocols_that_differ_are_said(tmp_path):
     assert "differ in the protocol of their games: Atari.sticky" in notes_of(tmp_path)[1]
 
 
+def test_keywords_of_gymnasium_that_differ_are_said(tmp_path):
+    for name, probability in (("a", 0.1), ("b", 0.0)):
+        make_run(tmp_path / name, settings={"Gymnasium.kwargs": f"{{'sticky_action_prob': {probability}}}"})
+    assert "differ in the protocol of their games: Gymnasium.kwargs" in notes_of(tmp_path)[1]
+
+
 def test_games_that_only_some_groups_have(tmp_path):
     small_sweep(tmp_path, seeds=1)
     make_run(tmp_path, "Asterix")

@@ -224,7 +224,7 @@ def test_shipped_sweeps(name, tmp_path, monkeypatch):
     counts |= {
         "smoothing": 10 * (4 * 5 + 1) * 5,
         "stickiness": 60 * 2 * 3 * 5,
-        "quick": 2 * 3 * 3,
+        "quick": 2 * 5 * 3,
         "minatar": 5 * 5 * 3,
         "minatar_smoothing": 2 * (3 * 3 + 1) * 2,
         "minatar_stickiness": 2 * 3 * 2 * 2,

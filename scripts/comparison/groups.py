@@ -277,7 +277,7 @@ def _align(groups: dict[str, list[Run]], window: int, number: int, notes: list[s
         told = {key: {run.settings.get(key, "-") for run in members} for key in differing(every)}
         settings = {key: " or ".join(sorted(values)) for key, values in told.items()} if members[0].settings else {}
         made.append(Group(name, settings, members, scores[name]))
-    if protocol := [key for key in differing(every) if key.startswith("Atari.")]:
+    if protocol := [key for key in differing(every) if key.startswith(("Atari.", "Gymnasium."))]:
         notes.insert(0, f"The runs differ in the protocol of their games: {', '.join(protocol)}.")
     return Comparison(made, games, (np.flatnonzero(kept) + 1) * window, window, notes, every[0].unit)
 
