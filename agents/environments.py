@@ -151,7 +151,7 @@ class Gymnasium:
     @property
     def name(self) -> str:
         """Name of the task, for run directories."""
-        return self.id.split(":")[-1].replace("/", "-")
+        return task_name(self.id)
 
     @property
     def frames_per_step(self) -> int:
@@ -201,6 +201,11 @@ class _StepOnRecv(gymnasium.vector.SyncVectorEnv):
 
     def recv(self):
         return self.step(self._sent)
+
+
+def task_name(task: str) -> str:
+    """What an id of Gymnasium, e.g. module:Space/Game-v0, is called in paths and tables; Atari's names are kept."""
+    return task.rpartition(":")[2].replace("/", "-")
 
 
 def seeds(num_envs: int, *entropy: int) -> np.ndarray:

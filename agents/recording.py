@@ -12,6 +12,7 @@ import numpy as np
 
 from agents.checkpoint import newest
 from agents.config_checks import ConfigError
+from agents.environments import task_name
 from replay.log import DIRECTORY, DamagedError, Log, read_json
 from replay.ring import TimeStep
 
@@ -97,7 +98,7 @@ class Recording:
     @property
     def game(self) -> str:
         """Name of its task, as `environment.name`."""
-        return str(self.protocol.get("game") or str(self.protocol.get("id", "")).split(":")[-1].replace("/", "-"))
+        return task_name(str(self.protocol.get("game") or self.protocol.get("id", "")))
 
     @property
     def observation(self) -> np.ndarray:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from agents import launch
 from agents.config_checks import ConfigError
+from agents.environments import task_name
 from comparison import analysis, events, figures, groups, report, runs
 
 
@@ -64,7 +65,7 @@ def read(args, problems: list[str]) -> list[runs.Run]:
         why = f" {problems[0]}" if problems else ""
         raise groups.NothingYet(f"There are no runs in {', '.join(args.logdirs)}.{why}")
     if args.games:
-        wanted = args.games.split(",")
+        wanted = [task_name(game) for game in args.games.split(",")]
         if unknown := sorted(set(wanted) - {run.game for run in found}):
             raise ConfigError(
                 f"--games: no run of {', '.join(unknown)}; there are {sorted({run.game for run in found})}."

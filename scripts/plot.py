@@ -10,12 +10,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from cycler import cycler
 from matplotlib.figure import Figure
 
 from agents import launch
 from agents.config_checks import ConfigError
 from agents.evaluation import scores
-from comparison import figures, runs  # noqa: F401, figures sets the style
+from comparison import figures, runs
 
 
 def main(argv=None) -> int:
@@ -32,6 +33,7 @@ def main(argv=None) -> int:
 
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.subplots()
+    axes.set_prop_cycle(cycler(linestyle=figures.STYLES) * cycler(color=figures.COLOURS))
     games = set()
     for run_dir in args.run_dirs:
         trained, evaluated = read(run_dir, "train"), read(run_dir, "eval")
@@ -40,7 +42,7 @@ def main(argv=None) -> int:
             raise ConfigError(f"{run_dir} has no finished episode yet.")
         ends = range(1, len(trained.returns) + 1)
         mean = [trained.returns[max(0, end - args.episodes) : end].mean() for end in ends]
-        (line,) = axes.plot(trained.frames / 1e6, mean, label=f"{trained.name} seed {trained.seed}")
+        (line,) = axes.plot(trained.frames / 1e6, mean, label="/".join(run_dir.resolve().parts[-2:]))
         axes.plot(evaluated.frames / 1e6, evaluated.returns, "o", color=line.get_color(), clip_on=False)
     if len(games) > 1:
         raise ConfigError(f"The runs are of different games: {', '.join(sorted(games))}.")

@@ -322,9 +322,10 @@ def test_runs_on_different_data_are_never_pooled(tmp_path, capsys):
 def test_probes_of_different_torsos_are_no_twins(tmp_path):
     """Runs of several seeds and games are one group, whose sources differ in these, too."""
     for head in ("mse", "c51"):
-        for game in ("Pong", "Breakout"):
+        for game in ("Pong", "MinAtar/Freeway-v1"):
             for seed in (0, 1):
-                settings = {"Experiment.torso_from": f"'runs/{game}/dqn-{head}-fast/seed{seed}'"}
+                source = f"runs/{game.replace('/', '-')}/dqn-{head}-fast/seed{seed}"
+                settings = {"Experiment.torso_from": repr(source)}
                 make_run(tmp_path, game, seed, settings=settings, name=f"probe-{head}")
     result, notes = notes_of(tmp_path)
     assert sorted(len(group.runs) for group in result.groups) == [4, 4] and "the same settings" not in notes
@@ -380,6 +381,19 @@ def test_games_that_only_some_groups_have(tmp_path):
     result, notes = notes_of(tmp_path)
     assert result.games == ["Breakout", "Pong"]
     assert "left out of dqn-hl_gauss-quick: Asterix" in notes
+
+
+def test_ids_of_gymnasium_are_accepted_for_names(tmp_path, capsys):
+    """In run directories, tables, --games and --scores alike."""
+    for game, seed in (("MinAtar/Freeway-v1", 0), ("MinAtar-Freeway-v1", 1), ("Pong", 0)):
+        make_run(tmp_path / "runs", game, seed)
+    (tmp_path / "scores.csv").write_text("game,random,MSE\nMinAtar/Freeway-v1,0,10\n")
+    command = [str(tmp_path / "runs"), "--resamples=20", f"--scores={tmp_path / 'scores.csv'}"]
+    for game in ("MinAtar/Freeway-v1", "MinAtar-Freeway-v1"):
+        assert compare.main([*command, f"--games={game}", f"--output={tmp_path / game}"]) == 0
+        out = capsys.readouterr().out
+        assert "1 game: MinAtar-Freeway-v1\n" in out and "| dqn-hl_gauss-quick | 1 | 2 |" in out
+        assert "not in the aggregates" not in out
 
 
 def test_games_without_a_human_score(tmp_path):
@@ -545,7 +559,25 @@ def test_names_that_collide(tmp_path):
     assert sorted(names) == ["a b eps=1", "a b eps=3", "a_b", "figures", "è", "é"]
     assert len(set(events.folders(names).values())) == 6
     long = [f"dqn-hl_gauss-{'x' * 90}-{i}-{'y' * 90}" for i in range(3)]
-    assert list(figures.labels(long).values()) == ["0", "1", "2"] and len(set(events.folders(long).values())) == 3
+    assert len(set(events.folders(long).values())) == 3
+
+
+def test_labels_are_whole_words_that_tell_groups_apart():
+    def labels(*names):
+        return list(figures.labels(list(names)).values())
+
+    common = f"dqn-hl_gauss-{'x' * 90}"
+    assert labels(*(f"{common} {i} {'y' * 90}" for i in range(3))) == ["0", "1", "2"]
+    rates = "learning_rate=6.25e-05 eps=0.00015", "learning_rate=0.00025 eps=0.000125"
+    assert labels(*(f"{common} {rate}" for rate in rates)) == list(rates)
+    bins = "num_bins=101 sigma_ratio=0.25", "num_bins=151 sigma_ratio=0.75"
+    assert labels(*(f"{common} {name}" for name in bins)) == list(bins)
+    start = common[:17]
+    assert labels(common, f"{common} double=True") == [f"{start}…{'x' * 16}", f"{start}…xxxx double=True"]
+    assert labels(f"{common} a", f"{common} a b") == ["a", "a b"]
+    alike = [f"{'x' * 90}{i}{'y' * 90}" for i in range(2)]
+    assert labels(*alike) == alike
+    assert labels("short a", "short b") == ["short a", "short b"]
 
 
 def test_what_is_not_a_comparison_is_left_alone(tmp_path):
@@ -568,20 +600,21 @@ def test_names_are_escaped(tmp_path):
 
 
 def test_watches(tmp_path, monkeypatch, capsys):
-    """Nothing there yet, then two runs, then one more."""
+    """Nothing there yet, then a run too short for a window, then one as long as planned, then one more."""
     naps = []
 
     def sleep(seconds):
         naps.append(seconds)
-        if len(naps) > 2:
+        if len(naps) > 3:
             raise KeyboardInterrupt
-        make_run(tmp_path, seed=len(naps))
+        make_run(tmp_path, seed=len(naps), end=20_000 if len(naps) == 1 else 800_000)
 
     monkeypatch.setattr(time, "sleep", sleep)
     with pytest.raises(KeyboardInterrupt):
-        compare.main([str(tmp_path), "--watch=7", "--resamples=10"])
+        compare.main([str(tmp_path), "--watch=7", "--resamples=10", "--window=40000"])
     printed = capsys.readouterr().out
-    assert naps == [7] * 3 and "Not yet: There are no runs" in printed
+    assert naps == [7] * 4 and "Not yet: There are no runs" in printed
+    assert "Not yet: The runs compared have 20,012 frames, less than a window of 40,000." in printed
     assert "| dqn-hl_gauss-quick | 1 | 1 |" in printed and "| dqn-hl_gauss-quick | 1 | 2 |" in printed
 
 

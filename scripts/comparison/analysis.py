@@ -12,6 +12,7 @@ import numpy as np
 
 from agents import evaluation
 from agents.config_checks import ConfigError
+from agents.environments import task_name
 from comparison import statistics
 from comparison.groups import TABLE_WINDOWS, Comparison
 from comparison.run import name_of
@@ -66,7 +67,7 @@ def read_scores(path) -> tuple[str, dict[str, tuple[float, float]]]:
             if len(columns) != 3 or not {"game", "random"} < {*columns}:
                 raise ValueError(f"its columns are {', '.join(columns) or 'none'}")
             [reference] = {*columns} - {"game", "random"}
-            table = {row["game"]: (float(row["random"]), float(row[reference])) for row in rows}
+            table = {task_name(row["game"]): (float(row["random"]), float(row[reference])) for row in rows}
         if not table:
             raise ValueError("no rows")
         if not all(np.isfinite(pair).all() and pair[0] != pair[1] for pair in table.values()):

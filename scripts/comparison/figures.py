@@ -81,15 +81,17 @@ def svg(figure: Figure, inline: bool = False) -> str:
 
 
 def labels(names: list[str], length: int = 34) -> dict[str, str]:
-    """Names that fit: long ones without what all have in common at the start and the end, and cut in the middle."""
+    """Names that fit: long ones without the words that all begin and end with, and cut in the middle."""
+    texts = {name: name for name in names}
     if len(names) > 1 and max(map(len, names)) > length:
-        start = len(os.path.commonprefix(names))
-        end = len(os.path.commonprefix([name[:start:-1] for name in names]))
-        names = {name: name[start : len(name) - end] for name in names}
-    else:
-        names = {name: name for name in names}
+        words = [name.split(" ") for name in names]
+        most = min(map(len, words)) - 1  # something is left of each
+        start = min(len(os.path.commonprefix(words)), most)
+        end = min(len(os.path.commonprefix([row[::-1] for row in words])), most - start)
+        texts = {name: " ".join(row[start : len(row) - end]) for name, row in zip(names, words, strict=True)}
     half = length // 2
-    return {name: text if len(text) <= length else f"{text[:half]}…{text[-half + 1 :]}" for name, text in names.items()}
+    cut = {name: f"{text[:half]}…{text[-half + 1 :]}" if len(text) > length else text for name, text in texts.items()}
+    return cut if len(set(cut.values())) == len(names) else texts
 
 
 def _figure(analysis, legend, columns=1, rows=1, size=(7.2, 3.8), **options):

@@ -14,7 +14,7 @@ WINDOW_FRAMES, TABLE_WINDOWS = 1_000_000, 5
 
 
 class NothingYet(ConfigError):
-    """There is nothing to compare, but there will be while runs go on."""
+    """There is nothing to compare, but there may be once runs have gone on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,9 +222,7 @@ def compare(
     window = window or (nice_window(frames) if unit == "frames" else _interval(groups))
     number = int(frames // window)
     if number < 1:
-        raise ConfigError(
-            f"The runs compared have {frames:,} {unit}, less than a window of {window:,}. Lower --window."
-        )
+        raise NothingYet(f"The runs compared have {frames:,} {unit}, less than a window of {window:,}. Lower --window.")
     kept = {}
     for name, members in groups.items():
         kept[name] = [run for run in members if run.reached_frames >= number * window]
@@ -235,7 +233,7 @@ def compare(
         notes.append(f"The group {name} has no run that reaches {number * window:,} {unit}.")
         del kept[name]
     if not kept:
-        raise ConfigError(f"No run reaches {number * window:,} {unit}. Lower --frames.")
+        raise NothingYet(f"No run reaches {number * window:,} {unit}. Lower --frames.")
     return _align(kept, window, number, notes)
 
 
@@ -243,7 +241,7 @@ def _align(groups: dict[str, list[Run]], window: int, number: int, notes: list[s
     """Cuts to the games of all groups, and to the windows in which each group has a return on each game."""
     games = sorted(set.intersection(*({run.game for run in members} for members in groups.values())))
     if not games:
-        raise ConfigError(f"The groups have no game in common: {', '.join(groups)}.")
+        raise NothingYet(f"The groups have no game in common: {', '.join(groups)}.")
     for name, members in groups.items():
         if others := sorted({run.game for run in members} - set(games)):
             notes.append(f"Only some groups have these games, which are left out of {name}: {', '.join(others)}.")
@@ -257,7 +255,7 @@ def _align(groups: dict[str, list[Run]], window: int, number: int, notes: list[s
         for game in games:
             kept &= ~np.isnan(scores[name][of == game]).all(axis=0)
     if not kept.any():
-        raise ConfigError(
+        raise NothingYet(
             f"No window of {window:,} {every[0].unit} has a return of each group on each game: raise --window."
         )
     if (lacking := any_return & ~kept).any():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from agents.environments import ROMS
+from agents.environments import ROMS, task_name
 from comparison.run import LARGEST, UNREADABLE, Run, name_of, text_of
 
 ITERATION_FRAMES = 1_000_000  # of Dopamine's iterations
@@ -69,7 +69,7 @@ def _own(path: Path, rows: list[dict]) -> list[Run]:
     unit = "updates" if "updates" in rows[0] else "frames"
     points, behaviour = defaultdict(list), {}
     for row in rows:
-        key = name_of(row["group"]), name_of(row["game"]), int(row["seed"])
+        key = name_of(row["group"]), name_of(task_name(row["game"])), int(row["seed"])
         points[key].append((int(row[unit]), float(row["return"])))
         behaviour[key] = float(row["behaviour_return"]) if row.get("behaviour_return") else None
         if behaviour[key] is not None and not abs(behaviour[key]) < LARGEST:

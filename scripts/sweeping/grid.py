@@ -33,6 +33,7 @@ from agents.config_checks import (
     plain,
     refuse_unused,
 )
+from agents.environments import task_name
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEPS = ROOT / "configs/sweeps"
@@ -50,7 +51,7 @@ class Cell(NamedTuple):
     @property
     def argv(self) -> list[str]:
         """The command line."""
-        game = self.task.partition("=")[2].rpartition(":")[2].replace("/", "-")  # as in run directories
+        game = task_name(self.task.partition("=")[2])
         return [*(flag.replace("{game}", game) for flag in self.flags), self.task, f"--seed={self.seed}"]
 
 
