@@ -100,7 +100,7 @@ class Checkpoint:
         def leaf(path, expected):
             array = saved.get(_name(path))
             shape, dtype = expected.shape, expected.dtype
-            if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+            if array is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
                 return jax.random.wrap_key_data(jnp.asarray(array))
             if array is None or array.shape != shape or array.dtype != dtype:
                 found = "nothing" if array is None else f"{array.dtype}{list(array.shape)}"

@@ -35,8 +35,8 @@ class Experiment:
       dataset: `dataset.Dataset` to learn from offline, instead of games. Wherever agent steps are counted, updates are
         then, one for each; the games are for evaluations alone.
       total_steps: agent steps in the run, over all games.
-      torso_from: run directory, or one of its checkpoints, whose torso is taken over, with `QNetwork.freeze_torso`, so
-        that only the last layer is trained: the linear probe of Section 5.2.2.
+      torso_from: run directory, or one of its checkpoints, whose torso is taken over and frozen, so that only the
+        last layer is trained: the linear probe of Section 5.2.2.
       seed: determines initial parameters, games, exploration and sampling.
       num_envs: games stepped in parallel; 0 chooses by the machine.
       overlap: steps the games while the learner computes. Updates then come exactly one step of all games later than
@@ -175,7 +175,8 @@ class Experiment:
             raise
         except Exception as error:  # whatever emulators and wrappers raise
             raise ConfigError(f"Cannot make {self.environment}: {type(error).__name__}: {plain(error)}") from error
-        network = self.network(num_actions=int(env.action_space.n), num_logits=self.head.num_logits)
+        frozen = {"freeze_torso": True} if self.torso_from is not None else {}
+        network = self.network(num_actions=int(env.action_space.n), num_logits=self.head.num_logits, **frozen)
         observation = np.zeros((1, *env.observation_space.shape), env.observation_space.dtype)
         env.close()
         return network, observation

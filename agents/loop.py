@@ -15,7 +15,7 @@ import jax
 
 from agents.progress import ProgressDisplay
 from agents.run import Run
-from agents.trainer import Trainer
+from agents.trainer import learn
 
 
 def train(runs: list[Run], profile: bool = False) -> int | None:
@@ -43,11 +43,11 @@ def train(runs: list[Run], profile: bool = False) -> int | None:
             for run in going:
                 run.send()
             if overlap:
-                Trainer.learn(*(run.trainer for run in going))  # the updates due one step ago, while the games run
+                learn([run.trainer for run in going])  # the updates due one step ago, while the games run
             for run in going:
                 run.recv()
             if not overlap:
-                Trainer.learn(*(run.trainer for run in going))
+                learn([run.trainer for run in going])
             for run in going:
                 logged = run.record()
                 if run is first and logged:

@@ -8,7 +8,7 @@ from pathlib import Path
 import flax.linen as nn
 import jax
 
-from agents import config, run_directory
+from agents import run_directory
 from agents.checkpoint import Checkpoint, newest
 from agents.config_checks import ConfigError
 from agents.learner import TrainState
@@ -17,12 +17,13 @@ from replay.log import DamagedError
 OWN = ("kernel_init", "noise")  # of how parameters begin, not of what they compute
 
 
-def torso_of(source: str, torso: nn.Module, like):
+def torso_of(source: str, torso: nn.Module, settings: dict[str, str], like):
     """Loads the torso of a checkpoint; returns it, and what it is from, for the probe's manifest.
 
     Args:
       source: a run directory, of which the newest intact checkpoint is taken, or one checkpoint of it.
       torso: the module that is to have it; it must be built as the run's is.
+      settings: from which it was built.
       like: its parameters, of which shapes and types are compared.
 
     Raises:
@@ -34,12 +35,12 @@ def torso_of(source: str, torso: nn.Module, like):
     checkpoint = _checkpoint(path, run_dir) if manifest else None
     if checkpoint is None:
         raise ConfigError(f"--freeze_torso: {source} holds no run with an intact checkpoint.")
-    ours, theirs = config.settings(), manifest["settings"]
-    parts = {name for name in ours if name.partition(".")[0] in _modules(torso)} | {"QNetwork.torso"}
+    theirs = manifest["settings"]
+    parts = {name for name in settings if name.partition(".")[0] in _modules(torso)} | {"QNetwork.torso"}
     different = [
-        f"{name} = {ours.get(name)}, there {theirs.get(name)}"
+        f"{name} = {settings.get(name)}, there {theirs.get(name)}"
         for name in sorted(parts)
-        if not name.endswith(OWN) and ours.get(name) != theirs.get(name)
+        if not name.endswith(OWN) and settings.get(name) != theirs.get(name)
     ]
     if different:
         raise ConfigError(f"--freeze_torso: the torso of {source} is another one: {'; '.join(different)}.")

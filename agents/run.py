@@ -53,7 +53,6 @@ class Run:
         progress = checkpoint.progress if checkpoint else {}
         if checkpoint:  # its files may have been copied from another run
             run_directory.refuse_other_settings(self.run_dir, progress["settings"], run_directory.fixed(self._settings))
-        if checkpoint:
             trainer.restore(checkpoint)
         else:
             trainer.allocate_replay()

@@ -60,15 +60,7 @@ class Trainer:
 
         self._init = partial(jax.jit(partial(x.learner.init, self.network)), observation=observation)
         self._torso, self.torso_origin = None, None
-        if (x.torso_from is not None) != getattr(self.network, "freeze_torso", False):
-            raise ConfigError(
-                "Experiment.torso_from and QNetwork.freeze_torso go together: use --freeze_torso RUN_DIR."
-            )
         try:
-            if x.torso_from is not None:
-                params = jax.eval_shape(self.network.init, jax.random.key(0), observation)
-                like = params["params"]["torso"]
-                self._torso, self.torso_origin = probe.torso_of(x.torso_from, self.network.torso, like)
             self._check_network()
             self._begin()
         except ConfigError:
@@ -111,6 +103,19 @@ class Trainer:
         self._place(state if self._torso is None else probe.with_torso(state, self._torso))
         self.replay_state = None
         self.agent_steps, self.updates, self._sums = 0, 0, {}
+
+    def load_torso(self, settings: dict[str, str]) -> None:
+        """Begins with the torso of `Experiment.torso_from`. What goes on from a checkpoint has it from there.
+
+        Args:
+          settings: of this experiment, which say how its own torso is built.
+
+        Raises:
+          ConfigError: if there is none, or it is built in another way.
+        """
+        like, source = self.state.params["params"]["torso"], self.experiment.torso_from
+        self._torso, self.torso_origin = probe.torso_of(source, self.network.torso, settings, like)
+        self._begin()
 
     def with_seeds(self, seeds) -> list[Trainer]:
         """Returns a trainer for each of several seeds; they share compiled functions, and calls of `learn`.
@@ -185,26 +190,6 @@ class Trainer:
         self.replay_state = self._add(self.replay_state, step)
         self.agent_steps += int(np.sum(~step.first))
 
-    def learn(self, *others: Trainer) -> None:
-        """Makes the updates that are due for the agent steps stored so far.
-
-        Args:
-          others: trainers of other seeds, from `with_seeds`. A call is made for all together where all have updates
-            due; else for each alone, which is rare: seeds get out of step by an agent step for each episode's end.
-            Near the end, with some of them finished, no call is compiled for the others.
-        """
-        x, trainers = self.experiment, (self, *others)
-        left = x.total_steps - max(trainer.agent_steps for trainer in trainers)
-        together = len(trainers) == self._num_seeds or left > 0.01 * x.total_steps
-        per_call = x.updates_per_call
-        is_due = lambda trainer: trainer.updates + per_call <= trainer.experiment.updates_due(trainer.agent_steps)
-        while due := list(filter(is_due, trainers)):
-            for group in [due] if together and len(due) == len(trainers) else [[trainer] for trainer in due]:
-                results = self._step(*zip(*((t.state, t.replay_state, t._sums) for t in group), strict=True))
-                for trainer, state, replay_state, sums in zip(group, *results, strict=True):
-                    trainer.state, trainer.replay_state, trainer._sums = state, replay_state, sums
-                    trainer.updates += per_call
-
     def metrics(self) -> dict[str, float]:
         """Means over the updates since the last call; empty if there were none."""
         sums, self._sums = jax.device_get(self._sums), {}
@@ -269,6 +254,26 @@ class Trainer:
         rows = min(checkpoint.rows, self.experiment.replay.num_rows(self.experiment.num_envs))
         pieces = checkpoint.log.pieces(checkpoint.rows - rows, checkpoint.rows)
         self.replay_state = self.experiment.replay.restore(self.replay_state, pieces, priorities)
+
+
+def learn(trainers: list[Trainer]) -> None:
+    """Makes the updates that are due for the agent steps stored so far.
+
+    Args:
+      trainers: one, or those of several seeds from `with_seeds`. A call is made for all together where all have updates
+        due; else for each alone, which is rare: seeds get out of step by an agent step for each episode's end. Near the
+        end, with some of them finished, no call is compiled for the others.
+    """
+    x = trainers[0].experiment
+    left = x.total_steps - max(trainer.agent_steps for trainer in trainers)
+    together = len(trainers) == trainers[0]._num_seeds or left > 0.01 * x.total_steps
+    is_due = lambda trainer: trainer.updates + x.updates_per_call <= x.updates_due(trainer.agent_steps)
+    while due := list(filter(is_due, trainers)):
+        for group in [due] if together and len(due) == len(trainers) else [[trainer] for trainer in due]:
+            results = trainers[0]._step(*zip(*((t.state, t.replay_state, t._sums) for t in group), strict=True))
+            for trainer, state, replay_state, sums in zip(group, *results, strict=True):
+                trainer.state, trainer.replay_state, trainer._sums = state, replay_state, sums
+                trainer.updates += x.updates_per_call
 
 
 def free_memory() -> int:

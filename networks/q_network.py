@@ -26,7 +26,8 @@ class QNetwork(nn.Module):
         logit by logit (Wang et al. 2016, https://arxiv.org/abs/1511.06581, Equation 9).
       noise: initial noise of the last layer's weights, see `layers.NoisyDense`; 0 for an ordinary layer.
       kernel_init: initializer of the last layer.
-      freeze_torso: no gradient goes beyond the last layer, so that only this is trained: a linear probe.
+      freeze_torso: no gradient goes beyond the last layer, so that only this is trained; set for linear probes by
+        `Experiment.torso_from`. Without a trained torso these are random features.
     """
 
     num_actions: int

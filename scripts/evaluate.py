@@ -20,6 +20,7 @@ from agents.config_checks import ALLOW_IMPORT
 from agents.evaluation import behaviour_normalised, evaluate, human_normalised
 
 MOST_EPISODES = 1_000_000
+OTHER_EPISODES = 1  # in the seeds: other games than those of the run's own evaluation
 
 
 def main(argv=None) -> int:
@@ -30,7 +31,7 @@ def main(argv=None) -> int:
     parser.add_argument("run_dir", help="run directory")
     parser.add_argument("--episodes", type=int, default=10, help="episodes to play (default: 10)")
     parser.add_argument("--epsilon", type=float, help="exploration rate (default: the run's epsilon_eval, 0.001)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of games and exploration (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the games, none of the run's own (default: 0)")
     parser.add_argument("--video", metavar="FILE.mp4", help="record one more episode")
     parser.add_argument("--export", metavar="FILE.safetensors", help="write the parameters, too")
     parser.add_argument("--allow_import", action="append", default=[], metavar="PKG", help=ALLOW_IMPORT)
@@ -50,7 +51,7 @@ def main(argv=None) -> int:
     if args.export:
         policy.export(args.export)
     epsilon = agent.epsilon_eval if args.epsilon is None else args.epsilon
-    entropy = (args.seed, policy.agent_steps)
+    entropy = (args.seed, policy.agent_steps, OTHER_EPISODES)
     returns = evaluate(environment, policy.act, policy.params, args.episodes, epsilon, entropy)
     steps, per_step = policy.agent_steps, policy.experiment.frames_per_step
     made = {"agent_steps": steps, "frames": steps * per_step} if per_step else {"updates": steps}

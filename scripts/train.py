@@ -53,6 +53,16 @@ def refuse_other_data(job: Job, trainer: OfflineTrainer) -> None:
         )
 
 
+def refuse_other_torso(job: Job, trainer: Trainer) -> None:
+    """Raises ConfigError if the run starts over, but was begun with another torso."""
+    before, now = (job.manifest or {}).get("torso"), trainer.torso_origin
+    if not job.checkpoint and before and before["state_sha256"] != now["state_sha256"]:
+        raise config.ConfigError(
+            f"{job.run_dir} was begun with the torso of {before['checkpoint']}, has no checkpoint of its own yet, and "
+            f"would start over with that of {now['checkpoint']}. Remove it, or train in another --run_dir."
+        )
+
+
 def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     args = parse_args(argv)
@@ -77,6 +87,10 @@ def main(argv=None) -> int:
         newest_intact(job.run_dir, report=lambda line: None)
 
     trainers = [trainer or build(todo[0].cfg.experiment)]
+    if todo[0].cfg.experiment.torso_from is not None and not all(job.checkpoint for job in todo):
+        trainers[0].load_torso(todo[0].cfg.settings)
+        for job in todo:
+            refuse_other_torso(job, trainers[0])
     if len(todo) > 1 or trainers[0].experiment.seed != todo[0].seed:
         trainers = trainers[0].with_seeds([job.seed for job in todo])
     with contextlib.ExitStack() as locks:

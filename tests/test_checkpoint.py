@@ -115,6 +115,8 @@ def test_checkpoints_give_back_what_was_saved(tmp_path):
     assert_rows(latest.log.pieces(25, 40), 25, 40)
     with pytest.raises(ValueError, match=r"int32\[3\] for state/counts, not float32\[2\]"):
         latest.restore("state", {"counts": jnp.zeros(2)})
+    with pytest.raises(ValueError, match="has nothing for state/another"):
+        latest.restore("state", {"another": jax.random.key(0)})
 
 
 def test_a_whole_log_is_kept_on_demand(tmp_path):

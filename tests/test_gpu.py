@@ -13,7 +13,7 @@ import pytest
 from test_resume import AS_USERS_RUN, KILLED, assert_same_run, command
 
 from agents import launch
-from agents.trainer import Trainer
+from agents.trainer import Trainer, learn
 from replay.ring import TimeStep
 from training.command_line import load, parse_args
 
@@ -96,10 +96,10 @@ def test_losses_and_gradients_are_those_of_the_cpu(head):
 def test_the_replay_lies_on_the_device_and_its_updates_are_one_call(agent):
     trainer = filled(f"--agent={agent}", "--head=hl_gauss", "--gin_bindings=Experiment.replay_ratio = 0.5")
     assert all(device.platform == "gpu" for leaf in jax.tree.leaves(trainer.replay_state) for device in leaf.devices())
-    trainer.learn()
+    learn([trainer])
     with jax.transfer_guard("disallow"):  # nothing goes to the host or comes from there
         trainer.agent_steps += 8
-        trainer.learn()
+        learn([trainer])
     assert trainer.updates == int(trainer.state.updates) > 4
     assert np.isfinite(trainer.metrics()["loss"])
 
@@ -109,6 +109,6 @@ def test_bfloat16_learns_as_float32_does():
     for dtype in ("float32", "bfloat16"):
         trainer = filled("--head=hl_gauss", f"--gin_bindings=NatureCNN.dtype = '{dtype}'")
         trainer.agent_steps = 2_000
-        trainer.learn()
+        learn([trainer])
         losses[dtype] = trainer.metrics()["loss"]
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05)

@@ -15,7 +15,7 @@ from agents.dqn import DQN
 from agents.experiment import Experiment
 from agents.learner import Learner, make_update
 from agents.step import make_step
-from agents.trainer import Trainer
+from agents.trainer import Trainer, learn
 from networks.q_network import QNetwork
 from networks.torsos import MLP
 from networks.value_heads import C51, HLGauss, Scalar
@@ -511,7 +511,7 @@ def test_updates_keep_the_replay_ratio(num_envs, replay_ratio):
     trainer._step, trainer._num_seeds = step, 1
     for _ in range(40):
         trainer.agent_steps += num_envs
-        Trainer.learn(trainer)
+        learn([trainer])
         expected = max(0, int((trainer.agent_steps - 64) * replay_ratio))
         assert trainer.state == trainer.updates == experiment.updates_due(trainer.agent_steps) == expected
 

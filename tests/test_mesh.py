@@ -6,7 +6,7 @@ import pytest
 from test_training import catch, policy_updates
 
 from agents import config, policy
-from agents.trainer import Trainer
+from agents.trainer import Trainer, learn
 from replay.ring import TimeStep, Transition
 from scripts import train
 from training.command_line import load, parse_args
@@ -14,7 +14,7 @@ from training.command_line import load, parse_args
 pytestmark = pytest.mark.skipif(len(jax.devices()) < 4, reason="needs four devices; conftest.py asks the CPU for them")
 
 
-def learn(num_devices):
+def trained(num_devices):
     """A trainer of Rainbow that has made ten updates."""
     argv = catch("unused", "hl_gauss", 1000, f"--mesh=data={num_devices}", agent="rainbow")
     trainer = Trainer(load(parse_args(argv)).experiment)
@@ -29,7 +29,7 @@ def learn(num_devices):
             observation=random.integers(256, size=(4, *trainer._shape)).astype(trainer._dtype),
         )
         trainer.add(step)
-        trainer.learn()
+        learn([trainer])
     return trainer
 
 
@@ -41,9 +41,9 @@ def test_four_devices_learn_what_one_does(monkeypatch):
         placed.append(device_put(tree, target))
         return placed[-1]
 
-    one = learn(1)
+    one = trained(1)
     monkeypatch.setattr(jax, "device_put", put)
-    four = learn(4)
+    four = trained(4)
     assert four.updates == one.updates == 10
     on = {leaf.sharding for leaf in jax.tree.leaves(four.state.params)}
     assert all(len(sharding.device_set) == 4 and sharding.is_fully_replicated for sharding in on)

@@ -331,6 +331,23 @@ def test_probes_of_something_else_are_refused(data, tmp_path):
     other = [flag for flag in flags if "MLP" not in flag]
     with pytest.raises(config.ConfigError, match=r"is another one: MLP.features = \(256, 256\), there \(64,\)"):
         train.main([*other, f"--freeze_torso={data}"])
-    with pytest.raises(config.ConfigError, match="go together: use --freeze_torso"):
-        train.main([*flags, "--gin_bindings=QNetwork.freeze_torso = True"])
     assert not (tmp_path / "probe").exists()
+
+
+def test_a_probe_goes_on_without_its_source(data, tmp_path):
+    """But one that starts over has the torso that it was begun with, or does not start."""
+    source = shutil.copytree(data, tmp_path / "source")
+    command = lambda steps: [*catch(tmp_path / "probe", "mse", steps), f"--freeze_torso={source}"]
+    assert train.main(command(600)) == 0
+    shutil.move(source, tmp_path / "elsewhere")
+    assert train.main(command(700)) == 0
+    shutil.move(tmp_path / "elsewhere", source)
+    shutil.rmtree(tmp_path / "probe/checkpoints")
+    manifest = (tmp_path / "probe/manifest.json").read_text()
+    newer, _ = checkpoints(source)
+    shutil.move(newer, tmp_path / "newer")
+    with pytest.raises(config.ConfigError, match=f"was begun with the torso of {newer}"):
+        train.main(command(700))
+    assert (tmp_path / "probe/manifest.json").read_text() == manifest
+    shutil.move(tmp_path / "newer", newer)
+    assert train.main(command(700)) == 0

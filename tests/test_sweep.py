@@ -530,8 +530,8 @@ def test_arrays_are_submitted_once(slurm_programs, tmp_path, monkeypatch):
     (slurm_programs / "queue").write_text("1_1 RUNNING\n3 PENDING\n17 RUNNING\n")
     out = slurm.submit(runs, folder, None, options)
     assert out[:2] == [
-        "running    Pong/arm/seed1, job 1_1, 0/1,000 agent steps",
-        "pending    Pong/arm/seed4, job 3, 0/1,000 agent steps",
+        "running    Pong/arm/seed1, job 1_1, 0 of 1,000",
+        "pending    Pong/arm/seed4, job 3, 0 of 1,000",
     ]
     assert [line.split("job ")[1] for line in out[2:5]] == ["4_0", "4_1", "5"]
     assert "2 runs were queued or running, 3 more are submitted." in out
@@ -543,6 +543,11 @@ def test_what_slurm_needs_is_said(slurm_programs, tmp_path, monkeypatch):
     submit = lambda: slurm.submit([run()], tmp_path / "_sweep/own", None, slurm.options([]))
     with monkeypatch.context() as patch, pytest.raises(config.ConfigError, match=r"pip install -e '\.\[slurm\]'"):
         patch.setitem(sys.modules, "submitit", None)
+        submit()
+    record = tmp_path / "_sweep" / slurm.JOBS
+    record.parent.mkdir()
+    record.write_text('{"run": "a", "job": "1"}\n{"run": "b", "jo')
+    with pytest.raises(config.ConfigError, match=rf"{record} has a damaged line: '{{\"run\": \"b\", \"jo'"):
         submit()
     (slurm_programs / "squeue").write_text("#!/bin/sh\necho no controller >&2; exit 1")
     with pytest.raises(config.ConfigError, match="SLURM does not answer: no controller"):

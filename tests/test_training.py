@@ -19,7 +19,7 @@ from agents import config, logger, policy, run_directory
 from agents.checkpoint import Checkpointer, newest
 from agents.environments import Gymnasium
 from agents.evaluation import evaluate as play
-from agents.trainer import Trainer
+from agents.trainer import Trainer, learn
 from networks import value_heads
 from replay.ring import Replay, TimeStep
 from replay.samplers import Prioritized, Uniform
@@ -206,7 +206,7 @@ def test_restores_what_was_saved(tmp_path):
             )
             saved.add(step)
             checkpointer.append(step)
-        saved.learn()
+        learn([saved])
         checkpointer.save(saved.agent_steps, saved.save(), {"seconds": 1.5}, experiment.replay.num_rows(4))
         checkpointer.close()
         checkpoint = newest(tmp_path / f"{capacity} {sampler}")
@@ -236,7 +236,7 @@ def test_what_rainbow_draws_and_its_new_priorities(tmp_path, priority):
 
     params, target_params = jax.tree.map(np.array, (trainer.state.params, trainer.state.target_params))
     trainer.updates = trainer.experiment.updates_due(trainer.agent_steps) - 1
-    trainer.learn()
+    learn([trainer])
     after = np.array(trainer.replay_state.priorities["tree"].leaves).reshape(-1)
     (drawn,) = np.nonzero(after != before)
     assert 16 < len(drawn) <= 32
@@ -306,8 +306,13 @@ def test_an_interrupted_final_evaluation_does_not_count(tmp_path, monkeypatch, c
 
 
 def test_plots_runs(run_dir, tmp_path):
-    assert plot.main([str(run_dir), f"--output={tmp_path / 'curves.png'}"]) == 0
-    assert (tmp_path / "curves.png").stat().st_size > 5000
+    """Labels are the ends of paths, which tell runs apart whatever their settings are called."""
+    other = shutil.copytree(run_dir, tmp_path / "pong-eps=1" / "seed7")
+    for name in ("curves.png", "curves.svg"):
+        assert plot.main([str(run_dir), str(other), f"--output={tmp_path / name}"]) == 0
+        assert (tmp_path / name).stat().st_size > 5000
+    labels = {f"{path.parent.name}/{path.name}" for path in (run_dir, other)}
+    assert labels <= set(re.findall(r">([^<>]+)</text>", (tmp_path / "curves.svg").read_text()))
 
 
 @pytest.mark.parametrize("overlap, number, agent", [(True, signal.SIGTERM, "rainbow"), (False, signal.SIGINT, "dqn")])

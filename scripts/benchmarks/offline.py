@@ -11,6 +11,7 @@ import jax
 
 import train
 from agents.offline import OfflineTrainer
+from agents.trainer import learn
 from benchmarks.timing import by_turns, summary
 from benchmarks.updates import compiled
 from training.command_line import load, parse_args
@@ -63,7 +64,7 @@ def fed(trainer: OfflineTrainer):
 
     def call():
         trainer.feed()
-        trainer.learn()
+        learn([trainer])
         return jax.tree.leaves(trainer.state.params)
 
     return call

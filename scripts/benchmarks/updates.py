@@ -10,7 +10,7 @@ import numpy as np
 
 from agents import config
 from agents.learner import make_update
-from agents.trainer import Trainer
+from agents.trainer import Trainer, learn
 from benchmarks.timing import by_turns, matmul_gflops, seconds_of, summary
 from replay.ring import TimeStep, Transition
 
@@ -134,7 +134,7 @@ def step(agent: str, head: str, *bindings: str, seeds: int = 1):
     def call():
         for trainer in trainers:
             trainer.agent_steps += int(x.updates_per_call / x.replay_ratio)
-        Trainer.learn(*trainers)
+        learn(trainers)
         return [(trainer.state.params, trainer.replay_state.priorities) for trainer in trainers]
 
     return call

@@ -62,7 +62,7 @@ def submit(todo: list[Run], folder: Path, jobs: int | None, options: dict[str, s
     lines = []
     for run, job in queued.items():
         steps, _ = progress_of(run)
-        lines.append(f"{states[job].lower():<10} {run.name}, job {job}, {steps:,}/{run.total:,} agent steps")
+        lines.append(f"{states[job].lower():<10} {run.name}, job {job}, {steps:,} of {run.total:,}")
     if new:
         folder = (folder / "slurm").resolve()
         for run, job in _submit(new, folder, jobs, options):
@@ -130,8 +130,14 @@ def _queue() -> dict[str, str]:
 
 def _recorded(record: Path) -> dict[str, str]:
     """The job that each run was last submitted as."""
-    lines = record.read_text().splitlines() if record.exists() else []
-    return {entry["run"]: entry["job"] for entry in map(json.loads, lines)}
+    known = {}
+    for line in record.read_text().splitlines() if record.exists() else []:
+        try:
+            entry = json.loads(line)
+            known[entry["run"]] = entry["job"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{record} has a damaged line: {line!r}. Remove it if no job of it is left.") from error
+    return known
 
 
 def _key(run: Run) -> str:

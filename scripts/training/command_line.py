@@ -115,10 +115,9 @@ def bindings(args) -> list[str]:
         "Atari.game": args.game,
         "Gymnasium.id": args.env,
         "Experiment.seed": args.seed,
-        "Experiment.total_steps": args.updates if args.steps is None else args.steps,
+        "Experiment.total_steps": args.steps,  # the others' unit depends on the configuration
         "Dataset.paths": args.dataset,
         "Experiment.torso_from": args.freeze_torso,
-        "QNetwork.freeze_torso": args.freeze_torso is not None or None,
         "Experiment.num_envs": args.num_envs,
         "Experiment.warmup_steps": args.warmup_steps,
         "Replay.capacity": args.replay_capacity,
@@ -144,12 +143,20 @@ def load(args, num_envs: int | None = None) -> config.Config:
     if num_envs is not None:
         name = "Experiment.num_envs"
         lines = [line for line in lines if not line.partition("=")[0].strip().endswith(name)] + [f"{name} = {num_envs}"]
-    cfg = config.load(files, lines, allowed(args))
+    length_of = lambda length: [] if length is None else [f"Experiment.total_steps = {length}"]
+    cfg = config.load(files, lines + length_of(args.frames), allowed(args))  # no fewer than the steps that these make
     if cfg.experiment.dataset is None and args.updates is not None:
         raise config.ConfigError("--updates is the length of an offline run (--agent cql). Use --steps or --frames.")
     if cfg.experiment.dataset is not None and (args.steps, args.frames) != (None, None):
         raise config.ConfigError("An offline run makes no steps in games: use --updates.")
+    length = args.updates
     if args.frames is not None:
-        steps = args.frames // cfg.experiment.environment.frames_per_step
-        cfg = config.load(files, [*lines, f"Experiment.total_steps = {steps}"], allowed(args))
+        length, rest = divmod(args.frames, cfg.experiment.environment.frames_per_step)
+        if rest:
+            raise config.ConfigError(
+                f"--frames is a multiple of {cfg.experiment.environment.frames_per_step}, the frames of an agent step; "
+                f"got {args.frames}."
+            )
+    if length is not None:
+        cfg = config.load(files, lines + length_of(length), allowed(args))
     return cfg

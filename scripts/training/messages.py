@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def announce(trainer, todo, presets, logdir) -> None:
         **source,
         "Head": f"{x.head}",
         "Network": f"{trainer.num_parameters:,} parameters",
-        "Curves": f"{program('tensorboard')} --logdir {logdir}",
+        "Curves": shlex.join([program("tensorboard"), "--logdir", str(logdir)]),
     }
     for key, text in rows.items():
         if text:
@@ -90,9 +91,8 @@ def program(name: str) -> str:
 
 def evaluate_command(run_dir, packages) -> str:
     """How to evaluate a run from the working directory."""
-    script = os.path.relpath(EVALUATE)
-    allowed = "".join(f" --allow_import {package}" for package in packages)
-    return f"{program('python')} {script} {run_dir} --episodes 10{allowed}"
+    allowed = [word for package in packages for word in ("--allow_import", package)]
+    return shlex.join([program("python"), os.path.relpath(EVALUATE), str(run_dir), "--episodes", "10", *allowed])
 
 
 def outcome(run, packages) -> str:
