@@ -105,6 +105,9 @@ def read_manifest(run_dir: Path) -> dict | None:
                 data = dict(manifest["dataset"])
                 score = data.get("behaviour_return")
                 checked["dataset"] = data | {"behaviour_return": None if score is None else float(score)}
+            if manifest.get("torso") is not None:
+                torso = dict(manifest["torso"])
+                checked["torso"] = torso | {name: str(torso[name]) for name in ("checkpoint", "state_sha256")}
             return checked | ({"resumed": starts[1:]} if starts[1:] else {})
         except (DamagedError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise config.ConfigError(f"{path} is damaged ({error!r}). Choose another --run_dir.") from error

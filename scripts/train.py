@@ -63,6 +63,17 @@ def refuse_other_torso(job: Job, trainer: Trainer) -> None:
         )
 
 
+def of_each(todo: list[Job], trainer: Trainer) -> list[Trainer]:
+    """Makes a trainer for each job out of one that was built; writes nothing."""
+    if trainer.experiment.torso_from is not None and not all(job.checkpoint for job in todo):
+        trainer.load_torso(todo[0].cfg.settings)
+        for job in todo:
+            refuse_other_torso(job, trainer)
+    if len(todo) == 1 and trainer.experiment.seed == todo[0].seed:
+        return [trainer]
+    return trainer.with_seeds([job.seed for job in todo])
+
+
 def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     args = parse_args(argv)
@@ -86,13 +97,7 @@ def main(argv=None) -> int:
     for job in todo:  # one that cannot go on is not touched
         newest_intact(job.run_dir, report=lambda line: None)
 
-    trainers = [trainer or build(todo[0].cfg.experiment)]
-    if todo[0].cfg.experiment.torso_from is not None and not all(job.checkpoint for job in todo):
-        trainers[0].load_torso(todo[0].cfg.settings)
-        for job in todo:
-            refuse_other_torso(job, trainers[0])
-    if len(todo) > 1 or trainers[0].experiment.seed != todo[0].seed:
-        trainers = trainers[0].with_seeds([job.seed for job in todo])
+    trainers = of_each(todo, trainer or build(todo[0].cfg.experiment))
     with contextlib.ExitStack() as locks:
         for job in todo:
             locks.enter_context(run_directory.lock(job.run_dir))

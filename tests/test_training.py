@@ -281,10 +281,12 @@ def test_one_process_per_run_directory(run_dir, tmp_path):
     assert (run_dir / "manifest.json").read_text() == before
 
 
-def test_a_damaged_manifest_is_named(tmp_path):
-    (tmp_path / "manifest.json").write_text('{"settings": ')
-    with pytest.raises(config.ConfigError, match=r"manifest\.json is damaged"):
-        train.main(pong(tmp_path, 200))
+def test_a_damaged_manifest_is_named(run_dir, tmp_path):
+    manifest = json.loads((run_dir / "manifest.json").read_text())
+    for text in ('{"settings": ', *(json.dumps(manifest | {"torso": torso}) for torso in (3, {"checkpoint": "a"}))):
+        (tmp_path / "manifest.json").write_text(text)
+        with pytest.raises(config.ConfigError, match=r"manifest\.json is damaged"):
+            train.main(pong(tmp_path, 200))
 
 
 def test_an_interrupted_final_evaluation_does_not_count(tmp_path, monkeypatch, capsys):

@@ -211,30 +211,33 @@ def compare(
         raise ConfigError("Offline runs count updates, and others frames: choose with --groups, e.g. --groups cql.")
     [unit] = units
     frames = frames or common_frames(groups, notes)
-    from_tables = {name: members for name, members in groups.items() if not members[0].settings}
-    if from_tables:
-        interval = _interval(from_tables)
-        window = window or interval
-        if window % interval:
-            raise ConfigError(
-                f"{next(iter(from_tables))} has a return per {interval:,} {unit}: --window is a multiple."
-            )
-    window = window or (nice_window(frames) if unit == "frames" else _interval(groups))
+    window = _fitting_window(groups, window, frames, unit)
     number = int(frames // window)
     if number < 1:
         raise NothingYet(f"The runs compared have {frames:,} {unit}, less than a window of {window:,}. Lower --window.")
-    kept = {}
-    for name, members in groups.items():
-        kept[name] = [run for run in members if run.reached_frames >= number * window]
-        for run in members:
-            if run.reached_frames < number * window:
-                notes.append(f"Left out, at {run.reached_frames:,} of {number * window:,} {unit}: {run.source}")
-    for name in [name for name, members in kept.items() if not members]:
-        notes.append(f"The group {name} has no run that reaches {number * window:,} {unit}.")
-        del kept[name]
-    if not kept:
-        raise NothingYet(f"No run reaches {number * window:,} {unit}. Lower --frames.")
-    return _align(kept, window, number, notes)
+    return _align(_that_reach(number * window, groups, unit, notes), window, number, notes)
+
+
+def _fitting_window(groups: dict[str, list[Run]], window: int | None, frames: int, unit: str) -> int:
+    """The window asked for, or a choice; tables have returns at the ends of windows of their own."""
+    from_tables = {name: members for name, members in groups.items() if not members[0].settings}
+    if not from_tables:
+        return window or (nice_window(frames) if unit == "frames" else _interval(groups))
+    interval = _interval(from_tables)
+    if window and window % interval:
+        raise ConfigError(f"{next(iter(from_tables))} has a return per {interval:,} {unit}: --window is a multiple.")
+    return window or interval
+
+
+def _that_reach(frames: int, groups: dict[str, list[Run]], unit: str, notes: list[str]) -> dict[str, list[Run]]:
+    """Leaves out the runs, and the groups, that have not got so far."""
+    kept = {name: [run for run in members if run.reached_frames >= frames] for name, members in groups.items()}
+    short = [run for members in groups.values() for run in members if run.reached_frames < frames]
+    notes += [f"Left out, at {run.reached_frames:,} of {frames:,} {unit}: {run.source}" for run in short]
+    notes += [f"The group {name} has no run that reaches {frames:,} {unit}." for name in kept if not kept[name]]
+    if not any(kept.values()):
+        raise NothingYet(f"No run reaches {frames:,} {unit}. Lower --frames.")
+    return {name: members for name, members in kept.items() if members}
 
 
 def _align(groups: dict[str, list[Run]], window: int, number: int, notes: list[str]) -> Comparison:
