@@ -28,6 +28,8 @@ DIAGNOSE_BATCHES, DIAGNOSE_BATCH_SIZE = 8, 256
 class Trainer:
     """Owns the learner's state, the replay and the metrics summed up since the last log point.
 
+    A new linear probe needs `load_torso` first; a run that goes on, `restore`.
+
     Args:
       experiment: all settings.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cycler import cycler
+from matplotlib import cycler
 from matplotlib.figure import Figure
 
 from agents import launch
