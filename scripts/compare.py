@@ -31,7 +31,12 @@ def parse_args(argv=None) -> argparse.Namespace:
     add = parser.add_argument
     add("logdirs", nargs="+", metavar="LOGDIR", help="run directories, their parents, or Dopamine's baselines")
     add("--output", type=launch.path, help=f"folder for the results (default: {runs.OUTPUT} in the first LOGDIR)")
-    add("--group_by", action="append", metavar="SETTING", help="group by this setting only; may be repeated")
+    add(
+        "--group_by",
+        action="append",
+        metavar="SETTING",
+        help="group by this setting only, e.g. head (mse and huber are one); repeatable",
+    )
     add("--groups", action="append", metavar="TEXT", help="only groups whose name contains this; may be repeated")
     add("--games", help="only these games, separated by commas")
     add(
@@ -39,7 +44,7 @@ def parse_args(argv=None) -> argparse.Namespace:
         choices=tuple(runs.TAGS),
         help="returns of training or of evaluations (offline runs have these only)",
     )
-    add("--window", type=int, help="frames over which returns are averaged (default: 1,000,000, less for short runs)")
+    add("--window", type=int, help="frames over which returns are averaged (default: 1,000,000; runs below 20 M: less)")
     add("--frames", type=int, help="compare up to here; shorter runs are left out (default: as far as all groups go)")
     add("--updates", type=int, dest="frames", help="the same, of offline runs")
     add(

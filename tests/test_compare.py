@@ -310,7 +310,9 @@ def test_runs_on_different_data_are_never_pooled(tmp_path, capsys):
         "dqn-hl_gauss-quick paths=['b/*']": {12.0},
     }
     assert result.frames.tolist() == [30_000, 80_000]
-    assert not [note for note in result.notes if "windows" in note or "frames" in note]  # between them none was due
+    assert not [
+        note for note in result.notes if "windows are left out" in note or "frames" in note
+    ]  # between them none was due
     assert compare.main([str(tmp_path), f"--output={tmp_path / 'out'}"]) == 0
     assert "with different mean returns have none in common" in capsys.readouterr().out
     run_dir = make_run(tmp_path / "a", seed=2)
@@ -761,3 +763,51 @@ def test_its_table_of_runs_gives_the_same_comparison_again(tmp_path):
     assert compare.main([str(tmp_path / "offline.csv"), f"--output={tmp_path / 'third'}"]) == 0
     assert (tmp_path / "third/runs.csv").read_text().replace("\r", "") == offline
     assert "behaviour-normalised" in (tmp_path / "third/report.html").read_text()
+
+
+def test_merged_groups_come_back_whole(tmp_path):
+    """Several of their runs may have the same seed."""
+    for game in ("Pong", "Breakout"):
+        for seed in range(2):
+            for eps in ("1", "2"):
+                make_run(tmp_path / eps, game, seed, level=10 * int(eps), settings={"adam.eps": eps})
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert compare.main([str(tmp_path), "--group_by=head", f"--output={first}", "--resamples=50"]) == 0
+    assert compare.main([str(first / "runs.csv"), f"--output={second}", "--resamples=50"]) == 0
+    texts = [(path / "runs.csv").read_text() for path in (first, second)]
+    assert texts[0] == texts[1] and len(texts[0].splitlines()) == 1 + 8 * 40
+
+
+def test_tables_are_groups_of_their_own(tmp_path):
+    """Two of one name may be of different experiments."""
+    for number in (1, 2):
+        rows = [f"dqn,Pong,{seed},{frames},{number}.0" for seed in (0, 1) for frames in (100, 200)]
+        (tmp_path / f"{number}.csv").write_text("\n".join(["group,game,seed,frames,return", *rows]) + "\n")
+    problems = []
+    found = [run for number in (1, 2) for run in runs.read(tmp_path / f"{number}.csv", None, problems)]
+    result = groups.compare(found)
+    assert [group.name for group in result.groups] == ["dqn", f"dqn ({tmp_path / '2.csv'})"]
+    assert [group.scores.mean() for group in result.groups] == [1.0, 2.0] and not problems
+
+
+def test_what_is_cut_is_said(tmp_path):
+    for seed, end in enumerate((300, 200)):
+        rows = [f"dqn,Pong,{seed},{frames},1.0" for frames in range(100, end + 1, 100)]
+        text = "" if seed else "group,game,seed,frames,return\n"
+        with (tmp_path / "runs.csv").open("a") as file:
+            file.write(text + "\n".join(rows) + "\n")
+    result = groups.compare(runs.read(tmp_path / "runs.csv", None, []))
+    assert "Compared up to 200 frames, as far as every run of dqn goes." in result.notes
+    assert "Tables hold the mean of all 2 windows." in result.notes
+    make_run(tmp_path / "runs")
+    result, notes = notes_of(tmp_path / "runs", window=300_000)
+    assert "The last 200,012 of 800,012 frames are no whole window of 300,000 and are left out." in notes
+
+
+def test_windows_are_many_enough():
+    """The table holds the last five: a quarter of a run at most."""
+    for frames in np.geomspace(100, 2e8, 200).astype(int):
+        window = groups.nice_window(int(frames))
+        assert frames // window >= 20 and (frames // window <= 50 or window == groups.WINDOW_FRAMES)
+    assert groups.nice_window(20_000_000) == groups.nice_window(200_000_000) == 1_000_000
+    assert groups.nice_window(10_000_000) == 500_000

@@ -163,8 +163,7 @@ def _per_game(group, games, resamples) -> dict[str, np.ndarray]:
     result = {}
     for game in games:
         of_game = group.scores[group.games == game]  # [seeds, T]
-        index = statistics.resample(np.zeros(len(of_game)), resamples, np.random.default_rng(0))
-        drawn = np.apply_along_axis(np.bincount, 1, index, minlength=len(of_game))
+        drawn = statistics.draws(np.zeros(len(of_game)), resamples, np.random.default_rng(0))
         there = ~np.isnan(of_game)
         with np.errstate(invalid="ignore"):  # a sample may hold none of the runs that have a return
             samples = (drawn @ np.where(there, of_game, 0)) / (drawn @ there)

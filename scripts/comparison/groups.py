@@ -68,7 +68,7 @@ def differing(runs: list[Run]) -> list[str]:
 
 
 def make_groups(runs: list[Run], wanted: list[str] | None, notes: list[str]) -> dict[str, list[Run]]:
-    """Sorts runs into groups by their settings, published ones by their names.
+    """Sorts runs into groups by their settings; published ones by their names, and by the table they come from.
 
     Args:
       runs: all runs.
@@ -94,7 +94,7 @@ def make_groups(runs: list[Run], wanted: list[str] | None, notes: list[str]) -> 
         keys = chosen
     groups: dict[tuple, list[Run]] = {}
     for run in _without_twins(runs, notes):
-        key = tuple(run.settings.get(key) for key in keys) if run.settings else run.name
+        key = tuple(run.settings.get(key) for key in keys) if run.settings else f"{run.name}, {run.table}"
         groups.setdefault(key, []).append(run)
     titles = {key: " or ".join(sorted({run.name for run in members})) for key, members in groups.items()}
     named: dict[str, list[Run]] = {}
@@ -102,6 +102,8 @@ def make_groups(runs: list[Run], wanted: list[str] | None, notes: list[str]) -> 
         alike = [other for other in groups if titles[other] == titles[key] and isinstance(other, tuple)]
         told = [i for i in range(len(keys)) if len({other[i] for other in alike}) > 1] if key in alike else []
         name = " ".join([titles[key], *(f"{keys[i].rpartition('.')[2]}={key[i]}" for i in told)])
+        if name in named and members[0].table:
+            name += f" ({members[0].table})"
         while name in named:
             name += "'"
         named[name] = sorted(members, key=lambda run: (run.game, run.seed))
@@ -131,7 +133,8 @@ def _without_twins(runs: list[Run], notes: list[str]) -> list[Run]:
     """Of two runs that are alike in everything the one that got further."""
     kept: dict[tuple, Run] = {}
     for run in runs:
-        key = (None if run.settings else run.name, *sorted(run.settings.items()), run.game, run.seed)
+        name = run.source if run.table else run.name
+        key = (None if run.settings else name, *sorted(run.settings.items()), run.game, run.seed)
         twin = kept.get(key)
         if twin is None or twin.reached_frames < run.reached_frames:
             kept[key] = run
@@ -143,8 +146,9 @@ def _without_twins(runs: list[Run], notes: list[str]) -> list[Run]:
 
 
 def common_frames(groups: dict[str, list[Run]], notes: list[str]) -> int:
-    """Up to which frames is compared: as far as all groups go, each by its longest run, published ones by the shortest.
+    """Up to which frames is compared: as far as all groups go, each by its longest run.
 
+    Groups from tables go as far as their shortest run: of published ones some have an iteration less than others.
     Groups that have only just begun are taken out of `groups`, with a note.
     """
     furthest = lambda members: (max if members[0].settings else min)(run.reached_frames for run in members)
@@ -158,15 +162,16 @@ def common_frames(groups: dict[str, list[Run]], notes: list[str]) -> int:
             )
             del groups[name], reach[name]
     shortest = min(reach, key=reach.get)
-    if reach[shortest] < 0.99 * longest:
-        unit = groups[shortest][0].unit
-        notes.append(f"Compared up to {reach[shortest]:,} {unit}, as far as {shortest} goes.")
+    if reach[shortest] < 0.99 * max(run.reached_frames for members in groups.values() for run in members):
+        first = groups[shortest][0]
+        whose = shortest if first.settings else f"every run of {shortest}"
+        notes.append(f"Compared up to {reach[shortest]:,} {first.unit}, as far as {whose} goes.")
     return reach[shortest]
 
 
 def nice_window(frames: int) -> int:
-    """A million frames, or of shorter runs a round number that makes about 20 windows."""
-    if frames >= TABLE_WINDOWS * WINDOW_FRAMES:
+    """A million frames, or of runs that have no 20 of these a round number, of which they have 20 to 50."""
+    if frames >= 20 * WINDOW_FRAMES:
         return WINDOW_FRAMES
     rough = max(frames / 20, 1)
     unit = 10 ** int(np.floor(np.log10(rough)))
@@ -215,6 +220,8 @@ def compare(
     number = int(frames // window)
     if number < 1:
         raise NothingYet(f"The runs compared have {frames:,} {unit}, less than a window of {window:,}. Lower --window.")
+    if (rest := frames - number * window) > frames / 100:
+        notes.append(f"The last {rest:,} of {frames:,} {unit} are no whole window of {window:,} and are left out.")
     return _align(_that_reach(number * window, groups, unit, notes), window, number, notes)
 
 
@@ -244,7 +251,7 @@ def _align(groups: dict[str, list[Run]], window: int, number: int, notes: list[s
     """Cuts to the games of all groups, and to the windows in which each group has a return on each game."""
     games = sorted(set.intersection(*({run.game for run in members} for members in groups.values())))
     if not games:
-        raise NothingYet(f"The groups have no game in common: {', '.join(groups)}.")
+        raise NothingYet(f"The groups have no game in common: {', '.join(groups)}. Choose with --groups or --games.")
     for name, members in groups.items():
         if others := sorted({run.game for run in members} - set(games)):
             notes.append(f"Only some groups have these games, which are left out of {name}: {', '.join(others)}.")
@@ -267,6 +274,8 @@ def _align(groups: dict[str, list[Run]], window: int, number: int, notes: list[s
             f"{len(ends)} of {number} windows are left out, since a group has no return on a game in them: those that "
             f"end at {', '.join(f'{end:,}' for end in ends[:8])}{' and more' if len(ends) > 8 else ''} {every[0].unit}."
         )
+    if 1 < (windows := int(kept.sum())) <= TABLE_WINDOWS:
+        notes.append(f"Tables hold the mean of all {windows} windows.")
     scores = {name: values[:, kept] for name, values in scores.items()}
     for name, members in groups.items():
         notes += _gaps(name, members, games, scores[name])

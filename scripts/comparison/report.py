@@ -11,6 +11,7 @@ import numpy as np
 
 from comparison import figures
 from comparison.analysis import Analysis
+from comparison.groups import TABLE_WINDOWS
 
 HEADINGS = {
     "iqm": "Interquartile mean",
@@ -70,7 +71,8 @@ def page(analysis: Analysis) -> str:
     title = escape(" vs ".join(group.name for group in c.groups)) if len(c.groups) < 4 else f"{len(c.groups)} groups"
     about = (
         f"{count(len(c.games), 'game')} up to {c.frames[-1]:,} {c.unit}, in windows of {c.window:,}. Bands and "
-        "brackets are 95 % intervals of a bootstrap over the runs of each game; tables hold the last five windows. "
+        "brackets are 95 % intervals of a bootstrap over the runs of each game; tables hold the mean of the last "
+        f"{count(min(TABLE_WINDOWS, len(c.frames)), 'window')}. "
         f"Made {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC."
     )
     parts = [

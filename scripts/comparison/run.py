@@ -28,6 +28,7 @@ class Run(NamedTuple):
     unit: str = "frames"  # or updates
     behaviour_return: float | None = None  # of an offline run's data set
     data: tuple[str, str] | None = None  # paths of an offline run's data set, for people, and its digest
+    table: str = ""  # of an earlier comparison, that it was read from
 
     def windows(self, width: int, number: int) -> np.ndarray:
         """Means of the returns in (k width, (k + 1) width] for k < number; NaN where there is none."""

@@ -43,6 +43,12 @@ def resample(games, resamples: int, random: np.random.Generator):
     return np.repeat(starts, sizes) + random.integers(np.repeat(sizes, sizes), size=(resamples, len(games)))
 
 
+def draws(games, resamples: int, random: np.random.Generator):
+    """How often `resample` draws each run: [resamples, R]."""
+    index = resample(games, resamples, random) + len(games) * np.arange(resamples)[:, None]
+    return np.bincount(index.ravel(), minlength=index.size).reshape(index.shape)
+
+
 def interval(samples, axis=0):
     """Lower and upper end of the percentile interval of bootstrap samples, NaN apart: [2, ...]."""
     return np.nanquantile(samples, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=axis)
@@ -76,9 +82,7 @@ def aggregate(scores, games, resamples: int = 2_000, seed: int = 0) -> dict[str,
 def profile(scores, games, thresholds, resamples: int = 2_000, seed: int = 0) -> np.ndarray:
     """The fraction of runs with a score above each threshold [K], with its interval: [3, K]."""
     above = (scores[:, None] > thresholds).astype(np.float64)
-    index = resample(games, resamples, np.random.default_rng(seed))
-    drawn = np.zeros((resamples, len(scores)))
-    np.add.at(drawn, (np.arange(resamples)[:, None], index), 1)  # how often each run was drawn
+    drawn = draws(games, resamples, np.random.default_rng(seed))
     return np.stack([above.mean(axis=0), *interval(drawn @ above / len(scores))])
 
 
@@ -94,13 +98,11 @@ def probability_of_improvement(x, games_x, y, games_y, resamples: int = 2_000, s
       [3]: value, lower and upper end.
     """
     random = np.random.default_rng(seed)
-    indices = resample(games_x, resamples, random), resample(games_y, resamples, random)
+    drawn_x, drawn_y = draws(games_x, resamples, random), draws(games_y, resamples, random)
     values, samples = [], []
     for game in dict.fromkeys(games_x):
         of_x, of_y = np.flatnonzero(games_x == game), np.flatnonzero(games_y == game)
         wins = (np.sign(x[of_x][:, None] - y[of_y]) + 1) / 2  # [n, m]
         values.append(wins.mean())
-        # How often each run was drawn: [resamples, n], [resamples, m].
-        a, b = ((index[:, of, None] == of).sum(axis=1) for index, of in zip(indices, (of_x, of_y), strict=True))
-        samples.append(np.einsum("rn,nm,rm->r", a, wins, b, optimize=True) / wins.size)
+        samples.append(np.einsum("rn,nm,rm->r", drawn_x[:, of_x], wins, drawn_y[:, of_y], optimize=True) / wins.size)
     return np.array([np.mean(values), *interval(np.mean(samples, axis=0))])

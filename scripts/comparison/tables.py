@@ -65,25 +65,28 @@ def _rows(path: Path) -> list[dict]:
 
 
 def _own(path: Path, rows: list[dict]) -> list[Run]:
-    """Runs as `report.write_tables` puts them down."""
+    """Runs as `report.write_tables` puts them down, one after the other: of merged groups several may have one seed."""
     unit = "updates" if "updates" in rows[0] else "frames"
     points, behaviour = defaultdict(list), {}
     for row in rows:
         key = name_of(row["group"]), name_of(task_name(row["game"])), int(row["seed"])
-        points[key].append((int(row[unit]), float(row["return"])))
+        of_seed, at = points[key], int(row[unit])
+        if not of_seed or at in of_seed[-1]:
+            of_seed.append({})
+        of_seed[-1][at] = float(row["return"])
         behaviour[key] = float(row["behaviour_return"]) if row.get("behaviour_return") else None
         if behaviour[key] is not None and not abs(behaviour[key]) < LARGEST:
             raise ValueError("values out of range")
-    runs = []
-    for key, values in points.items():
-        frames, returns = np.array(sorted(values), np.float64).T
+    runs, table = [], text_of(path)
+    for key, number, values in ((key, *of) for key, of_seed in points.items() for of in enumerate(of_seed, 1)):
+        frames, returns = np.array(sorted(values.items()), np.float64).T
         there = ~np.isnan(returns)
         if not (0 < frames[0] and frames[-1] < LARGEST and np.all(np.abs(returns[there]) < LARGEST)):
             raise ValueError("values out of range")
         (group, game, seed), end = key, int(frames[-1])
-        source = f"{text_of(path)}: {group}, {game}, seed {seed}"
+        source = f"{table}: {group}, {game}, seed {seed}" + f" (run {number})" * (len(points[key]) > 1)
         read = frames[there], returns[there]
-        runs.append(Run(source, group, game, seed, {}, {}, end, end, *read, unit, behaviour[key]))
+        runs.append(Run(source, group, game, seed, {}, {}, end, end, *read, unit, behaviour[key], table=table))
     return runs
 
 
