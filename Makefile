@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV   ?= .venv
 EXTRA  ?=
 GAME   ?= RoadRunner
+ENV    ?=
 AGENT  ?= dqn
 HEAD   ?=
-PRESET ?= quick
+PRESET ?= $(if $(or $(ENV),$(filter cql,$(AGENT))),,quick)
 SEED   ?= 0
 STEPS  ?=
 FRAMES ?=
@@ -30,7 +31,8 @@ $(READY): pyproject.toml .ci/constraints.txt
 	@touch $@
 
 train: setup
-	$(VENV)/bin/python scripts/train.py --game $(GAME) --agent $(AGENT) $(if $(HEAD),--head $(HEAD)) --preset $(PRESET) --seed $(SEED) \
+	$(VENV)/bin/python scripts/train.py $(if $(ENV),--env $(ENV),--game $(GAME)) --agent $(AGENT) $(if $(HEAD),--head $(HEAD)) \
+		$(if $(PRESET),--preset $(PRESET)) --seed $(SEED) \
 		$(if $(STEPS),--steps $(STEPS)) $(if $(FRAMES),--frames $(FRAMES)) $(ARGS)
 
 test: setup

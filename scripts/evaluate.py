@@ -29,7 +29,9 @@ def main(argv=None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("run_dir", help="run directory")
-    parser.add_argument("--episodes", type=int, default=10, help="episodes to play (default: 10)")
+    parser.add_argument(
+        "--episodes", type=int, default=10, help="to play (default: 10; 0 only with --video or --export)"
+    )
     parser.add_argument("--epsilon", type=float, help="exploration rate (default: the run's epsilon_eval, 0.001)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the games, none of the run's own (default: 0)")
     parser.add_argument("--video", metavar="FILE.mp4", help="record one more episode")
@@ -37,8 +39,9 @@ def main(argv=None) -> int:
     parser.add_argument("--allow_import", action="append", default=[], metavar="PKG", help=ALLOW_IMPORT)
     args = parser.parse_args(argv)
     launch.refuse_empty(parser, args)
-    if not 1 <= args.episodes <= MOST_EPISODES:
-        parser.error(f"--episodes lies between 1 and {MOST_EPISODES:,}; got {args.episodes}")
+    fewest = 0 if args.video or args.export else 1
+    if not fewest <= args.episodes <= MOST_EPISODES:
+        parser.error(f"--episodes lies between {fewest} and {MOST_EPISODES:,}; got {args.episodes}")
     if not 0 <= args.seed < 2**32:
         parser.error(f"--seed lies between 0 and 2^32 - 1; got {args.seed}")
     if args.epsilon is not None and not 0 <= args.epsilon <= 1:
@@ -51,28 +54,19 @@ def main(argv=None) -> int:
     if args.export:
         policy.export(args.export)
     epsilon = agent.epsilon_eval if args.epsilon is None else args.epsilon
-    entropy = (args.seed, policy.agent_steps, OTHER_EPISODES)
-    returns = evaluate(environment, policy.act, policy.params, args.episodes, epsilon, entropy)
     steps, per_step = policy.agent_steps, policy.experiment.frames_per_step
     made = {"agent_steps": steps, "frames": steps * per_step} if per_step else {"updates": steps}
-    recorded = {}
-    if policy.experiment.dataset is not None:
-        manifest = run_directory.read_manifest(Path(args.run_dir)) or {}
-        behaviour = (manifest.get("dataset") or {}).get("behaviour_return")
-        score = behaviour_normalised(environment.name, returns.mean(), behaviour)
-        recorded = {"behaviour_normalised": score}
-    result = {
-        "run_dir": args.run_dir,
-        "game": environment.name,
-        **made,
-        "episodes": args.episodes,
-        "epsilon": epsilon,
-        "mean": returns.mean(),
-        "std": returns.std(),
-        "human_normalised": human_normalised(environment.name, returns.mean()),
-        **recorded,
-        "returns": returns.tolist(),
-    }
+    result = {"run_dir": args.run_dir, "game": environment.name, **made, "episodes": args.episodes, "epsilon": epsilon}
+    if args.episodes:
+        entropy = (args.seed, policy.agent_steps, OTHER_EPISODES)
+        returns = evaluate(environment, policy.act, policy.params, args.episodes, epsilon, entropy)
+        mean = returns.mean()
+        result |= {"mean": mean, "std": returns.std(), "human_normalised": human_normalised(environment.name, mean)}
+        if policy.experiment.dataset is not None:
+            manifest = run_directory.read_manifest(Path(args.run_dir)) or {}
+            behaviour = (manifest.get("dataset") or {}).get("behaviour_return")
+            result["behaviour_normalised"] = behaviour_normalised(environment.name, mean, behaviour)
+        result["returns"] = returns.tolist()
     if args.video:
         result["video"] = args.video
         result["video_return"] = video.record(policy, args.video, epsilon, args.seed)

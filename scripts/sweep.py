@@ -2,9 +2,9 @@
 """Trains all runs of a sweep. The same command again skips those that are finished and resumes the others.
 
 examples:
-  python scripts/sweep.py configs/sweeps/quick.gin --jobs 2                    100 minutes on two cores
+  python scripts/sweep.py configs/sweeps/quick.gin --jobs 2                    an hour and a half on two cores
   python scripts/sweep.py configs/sweeps/losses.gin --dry_run                  the table of runs, and what they cost
-  python scripts/sweep.py configs/sweeps/losses.gin --games atari_5 --seeds 3 --steps 10000000 --jobs 4
+  python scripts/sweep.py configs/sweeps/losses.gin --games atari_5 --seeds 3 --steps 2500000 --jobs 4
   python scripts/sweep.py configs/sweeps/losses.gin --launcher slurm --jobs 50 \\
       --slurm partition=gpu --slurm time=1440 --slurm gpus=1 --slurm cpus=8 --slurm mem=32GB
   python scripts/sweep.py configs/sweeps/losses.gin --launcher print > commands.sh    for any other scheduler
@@ -43,7 +43,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--base_dir", default="runs", help="parent of the run directories (default: runs)")
     add("--jobs", type=int, help="runs at a time (default: 1; of SLURM: as many as it allows)")
     add("--dry_run", action="store_true", help="print the table of runs and what they cost, and stop")
-    add("--steps_per_second", type=float, metavar="N", help="of --dry_run, where no earlier run tells the speed")
+    add("--steps_per_second", type=float, metavar="N", help="of --dry_run (default: as earlier runs)")
     add("--launcher", choices=("local", "slurm", "print"), default="local", help="who trains (default: local)")
     add("--slurm", action="append", default=[], metavar="KEY=VALUE", help=slurm.HELP)
     add("--allow_import", action="append", default=[], metavar="PKG", help=ALLOW_IMPORT)

@@ -196,8 +196,11 @@ def read(path) -> list[dict]:
     try:
         with path.open(newline="") as file:
             rows = [{key: kind(row[key]) for key, kind in types.items()} for row in csv.DictReader(file)]
-        if {(row["loss"], row["b"]) for row in rows} != {(loss, b) for loss in HEADS for b in OFFSETS}:
+        phases = {(row["loss"], row["b"]) for row in rows}
+        if phases != {(loss, b) for loss in HEADS for b in OFFSETS}:
             raise ValueError("losses or phases are missing, or others")
+        if len({max(row["step"] for row in rows if (row["loss"], row["b"]) == phase) for phase in phases}) > 1:
+            raise ValueError("phases end at different steps")
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise ConfigError(f"--csv: {path} is no mse.csv of this study ({error}).") from error
     return rows

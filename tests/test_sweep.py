@@ -275,7 +275,7 @@ def test_sweeps_do_not_concern_other_programs(monkeypatch):
 
 
 def test_dry_run_writes_nothing(write, tmp_path, capsys):
-    """The hours are those at the median speed of runs of the arm once they learn, else of the agent, else as told."""
+    """The hours are those at the median speed of runs of the arm once they learn, else of their like, or as told."""
     runs = tmp_path / "runs"
     for name, seed, speeds in (
         ("Boxing/dqn-mse-quick", 0, [999, 10, 20, 30]),
@@ -310,8 +310,11 @@ def test_dry_run_writes_nothing(write, tmp_path, capsys):
     assert "4 runs, 0 finished; 800,000 steps left in 4" in out
     assert f"about {200_000 / speed / 3600:.2f} hours with --jobs 2" in out and "without the 2 runs" in out
     assert "replay of 2 at a time: up to 2.8" in out  # 200,000 frames each, and priorities
+    assert sweep.main([*command, "--preset=fast", "--steps=200000"]) == 0  # has another network
+    assert "about" not in capsys.readouterr().out
     assert sweep.main([*command, "--steps_per_second=100"]) == 0
-    assert f"{200_000 / 100 / 3600:.2f}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert out.count(f" {200_000 / 100 / 3600:.2f}\n") == 4 and "with --jobs 2, at 100 steps/s" in out
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -19,45 +19,46 @@ class Speeds:
 
     Args:
       base_dir: parent of the run directories.
-      default: for runs that no earlier one is like; None: unknown.
+      told: the speed of all runs; None: as earlier runs were.
     """
 
-    def __init__(self, base_dir: str, default: float | None):
-        self._default = default
+    def __init__(self, base_dir: str, told: float | None):
+        self._told = told
         self._arms = collections.defaultdict(list)  # by kind of environment and arm: medians of runs
-        self._agents = collections.defaultdict(list)  # by kind of environment and agent
+        self._likes = collections.defaultdict(list)  # by kind of environment, agent, preset and torso
         for metrics in Path(base_dir).glob("*/*/seed*/metrics.jsonl"):
             rows = [row for row in latest_rows(metrics.parent, 65_536) if "train/loss" in row]
             speeds = [speed for row in rows if (speed := speed_of(row))]
             if speeds:
-                arm, agent = _keys(metrics.parent)
+                arm, like = _keys(metrics.parent)
                 self._arms[arm].append(statistics.median(speeds))
-                self._agents[agent].append(statistics.median(speeds))
+                self._likes[like].append(statistics.median(speeds))
 
     def of(self, run: Run) -> float | None:
-        """The median of runs of the same arm, else of the same agent, else the default."""
-        arm, agent = _keys(run.run_dir)
-        known = self._arms.get(arm) or self._agents.get(agent)
-        return statistics.median(known) if known else self._default
+        """What was told, else the median of runs of the same arm, else of those with another head or bindings."""
+        arm, like = _keys(run.run_dir)
+        known = [self._told] if self._told else self._arms.get(arm) or self._likes.get(like)
+        return statistics.median(known) if known else None
 
 
 def _keys(run_dir: Path) -> tuple[tuple, tuple]:
-    """The arm and the agent of a run directory, each with the kind of its environment."""
+    """The arm of a run directory, and what counts for its speed, each with the kind of its environment."""
     game, arm, _ = run_dir.parts[-3:]
     kind = "Atari" if game in ROMS else game.partition("-")[0]  # MinAtar's games are alike, too
-    return (kind, arm), (kind, arm.partition("-")[0])
+    agent, _, *rest = arm.split("-")  # the head, preset, torso, bindings
+    return (kind, arm), (kind, agent, *(part for part in rest if "=" not in part))
 
 
-def table(runs: list[Run], base_dir: str, jobs: int, default: float | None) -> list[str]:
+def table(runs: list[Run], base_dir: str, jobs: int, told: float | None) -> list[str]:
     """Lines of a table of runs, and of their totals.
 
     Args:
       runs: all runs of a sweep.
       base_dir: where runs are that tell the speed.
       jobs: runs at a time.
-      default: agent steps/s where no earlier run tells; None: such runs get a '?'.
+      told: agent steps/s; None: those of earlier runs, and a '?' where there are none.
     """
-    speeds = Speeds(base_dir, default)
+    speeds = Speeds(base_dir, told)
     header = ("run", "state", "steps left", "replay GB", "hours")
     rows, hours = [header], []
     for run in runs:
@@ -72,10 +73,10 @@ def table(runs: list[Run], base_dir: str, jobs: int, default: float | None) -> l
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     formats = [f"{{:<{width}}}" for width in widths[:2]] + [f"{{:>{width}}}" for width in widths[2:]]
     lines = ["  ".join(formats).format(*row).rstrip() for row in rows]
-    return [*lines, "", *_totals(runs, hours, jobs)]
+    return [*lines, "", *_totals(runs, hours, jobs, f"{told:g} steps/s" if told else "the speed of earlier runs")]
 
 
-def _totals(runs: list[Run], hours: list[float | None], jobs: int) -> list[str]:
+def _totals(runs: list[Run], hours: list[float | None], jobs: int, speed: str) -> list[str]:
     todo = [run for run in runs if not run.finished]
     known = [value for value in hours if value is not None]
     lines = [
@@ -88,7 +89,7 @@ def _totals(runs: list[Run], hours: list[float | None], jobs: int) -> list[str]:
     if known:
         total = max(sum(known) / jobs, max(known))
         lines.append(
-            f"about {total:,.2f} hours with --jobs {jobs}, at the speed of earlier runs"
+            f"about {total:,.2f} hours with --jobs {jobs}, at {speed}"
             + (f", without the {len(hours) - len(known)} runs that none is like" if len(known) < len(hours) else "")
         )
     if len(known) < len(hours):

@@ -33,7 +33,7 @@ from agents.config_checks import (
     plain,
     refuse_unused,
 )
-from agents.environments import task_name
+from agents.environments import ROMS, task_name
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEPS = ROOT / "configs/sweeps"
@@ -190,7 +190,8 @@ def named_games(name: str) -> list[str]:
     names = sorted(path.stem for path in (SWEEPS / "games").glob("*.txt"))
     if name not in names:
         raise ConfigError(
-            f"Unknown set of games {name!r}.{did_you_mean(name, names)} Sets: {', '.join(names)}; or a list of games."
+            f"Unknown set of games {name!r}.{did_you_mean(name, [*names, *ROMS])} Sets: {', '.join(names)}; or a list "
+            "of games."
         )
     lines = (SWEEPS / "games" / f"{name}.txt").read_text().splitlines()
     return " ".join(line.partition("#")[0] for line in lines).split()
