@@ -71,7 +71,10 @@ class Atari:
         if not 0 <= self.sticky <= 1:
             raise ValueError(f"Atari.sticky is a probability; got {self.sticky}.")
         if min(self.frame_skip, self.stack, self.screen, self.max_episode_frames) < 1 or self.noop_max < 0:
-            raise ValueError(f"Atari's frame_skip, stack, screen and max_episode_frames must be positive; got {self}.")
+            raise ValueError(
+                "Atari's frame_skip, stack, screen and max_episode_frames must be positive, and noop_max not negative; "
+                f"got {self}."
+            )
 
     @property
     def name(self) -> str:

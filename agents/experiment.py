@@ -41,12 +41,12 @@ class Experiment:
       num_envs: games stepped in parallel; 0 chooses by the machine.
       overlap: steps the games while the learner computes. Updates then come exactly one step of all games later than
         without. Without it, an update is made between storing a step and choosing the next action.
-      warmup_steps: agent steps before the first update; epsilon is 1 until then.
+      warmup_steps: agent steps before the first update; epsilon is `DQN.epsilon_initial` until then.
       replay_ratio: updates per agent step.
       reseed_every_steps: agent steps between new seeds of the games, at the next end of an episode. To resume, the
         games are played again from their last seeds.
       log_every_steps: agent steps between log points.
-      diagnose_every_steps: agent steps between measurements of the features (dormant units, rank) and target quantiles.
+      diagnose_every_steps: agent steps between measurements of the features (dormant units, rank).
       checkpoint_every_steps: agent steps between checkpoints; one is also written at the end and on SIGINT or SIGTERM.
       log_replay: keeps every transition of the run on disk (`replay/log.py`), not only those that the replay holds.
       eval_every_steps: agent steps between evaluations; 0 evaluates at the end only.
@@ -129,11 +129,6 @@ class Experiment:
         """Raises ValueError for a schedule that cannot be kept."""
         if self.agent.target == "monte_carlo":
             raise ValueError("DQN.target = 'monte_carlo' needs whole episodes: it is for data sets, --agent cql.")
-        if self.total_steps <= self.warmup_steps:
-            raise ValueError(
-                f"The run has {self.total_steps:,} agent steps and a warm-up of {self.warmup_steps:,}: nothing would "
-                "be learned. Raise --steps or lower --warmup_steps."
-            )
         if not self.replay_ratio > 0 or abs(self._ratio - self.replay_ratio) > 1e-6 * self.replay_ratio:
             raise ValueError(
                 "Experiment.replay_ratio must be positive and a fraction of whole numbers up to 1000, e.g. 0.25; "
@@ -149,7 +144,13 @@ class Experiment:
             raise ValueError(
                 f"{self.num_envs} games at {self.replay_ratio} updates per agent step make {per_step} updates per step "
                 "of all games: neither a whole number nor one every whole number of steps. Use --num_envs "
-                f"{self._ratio.denominator} or a multiple or a divisor of it."
+                f"{self._ratio.denominator} or a multiple{' or a divisor' * (self._ratio.numerator == 1)} of it."
+            )
+        learning_ends = self.total_steps - self.num_envs * self.overlap
+        if self.updates_due(learning_ends) < self.updates_per_call:
+            raise ValueError(
+                f"The run has {self.total_steps:,} agent steps and a warm-up of {self.warmup_steps:,}: nothing would "
+                "be learned. Raise --steps or lower --warmup_steps."
             )
         minimum = (self.agent.n_step + self.environment.stack + 2) * self.num_envs
         if self.warmup_steps < minimum:

@@ -108,6 +108,7 @@ class Recording:
     def check(self, environment, observation, num_actions: int) -> None:
         """Raises ConfigError, naming the difference, unless it can be learned from for an environment."""
         wanted = {"environment": type(environment).__name__, **dataclasses.asdict(environment)}
+        wanted = json.loads(json.dumps(wanted))  # as manifests have it: tuples are lists there
         same = ("environment", "frame_skip") if "game" in wanted else ("environment", "id", "kwargs")
         for name in same:
             if self.protocol.get(name) != wanted[name]:

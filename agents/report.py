@@ -32,7 +32,7 @@ class Report:
 
     @property
     def seconds(self) -> float:
-        """Training time so far, over all runs of this command."""
+        """Training time so far, over all runs of this command; evaluations do not count."""
         return time.monotonic() - self._started
 
     def _write(self, metrics) -> None:
@@ -78,7 +78,7 @@ class Report:
         head = self._trainer.experiment.head
         _, targets = self._trainer.diagnose()
         low, median, high = np.quantile(targets, [0.01, 0.5, 0.99])
-        largest = 1.2 * np.abs(targets).max()
+        largest = 1.2 * np.abs(targets).max() or 1.0  # before the first reward they may all be 0
         unit = 10.0 ** np.floor(np.log10(largest))
         bound = float(np.ceil(largest / unit) * unit)
         name = type(head).__name__
@@ -95,7 +95,9 @@ class Report:
           Whether there is a result.
         """
         x = self._trainer.experiment
+        began = time.monotonic()
         returns = self._trainer.evaluate(stop)
+        self._started += time.monotonic() - began
         if len(returns) < x.eval_episodes:
             return False
         metrics = {"eval/return": returns.mean(), "eval/return_std": returns.std()}

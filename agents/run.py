@@ -60,9 +60,9 @@ class Run:
         if not checkpoint:
             self._logger.describe(self._operative_text, self._settings)
         self._bar = display.add(label, trainer.agent_steps, x.total_steps, x.frames_per_step)
-        self._report = Report(trainer, self._logger, self._bar, progress.get("report"))
         self._recorded, self._episodes = trainer.agent_steps, []
         self._open_source(checkpoint)
+        self._report = Report(trainer, self._logger, self._bar, progress.get("report"))  # its clock starts
         owes_evaluation = progress.get("owes_evaluation", False)
         if owes_evaluation:
             owes_evaluation = not self._evaluate()

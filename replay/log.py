@@ -7,7 +7,8 @@ replay/000000000000/        the rows from 0 on: a Zarr 3 group with an array [ro
 
 A segment is what was stored between two checkpoints; until a checkpoint names it, it does not count. Atari frames take
 a fortieth of their size. Rows, as in the ring, hold what arrived together: the action that led here, the reward, and
-the new observation; `first` marks the start of an episode, where the others mean nothing.
+the new observation; `first` marks the start of an episode, where reward and `terminated` mean nothing, and the action
+is the one chosen in the last state of the episode before.
 
     zarr.open_group("replay/000000000000", mode="r")["observation"]     # or xarray.open_zarr(..., consolidated=False)
 """

@@ -23,9 +23,9 @@ from replay.samplers import Sampler, Uniform
 
 
 class TimeStep(NamedTuple):
-    """What one step of N games gives. The first step of an episode has only an observation; its rest is ignored."""
+    """What one step of N games gives. The first step of an episode has no reward and ends nothing; both are ignored."""
 
-    action_tm1: np.ndarray  # [N] int32, the action that led here
+    action_tm1: np.ndarray  # [N] int32, the action that led here; in a first step the one chosen in the last state
     r_t: np.ndarray  # [N] float32, the raw reward
     terminated: np.ndarray  # [N] bool, the episode ended here by the rules of the game (not by a time limit)
     first: np.ndarray  # [N] bool, this is the first observation of an episode

@@ -161,10 +161,10 @@ def test_every_torso_goes_with_every_agent_and_task(task, torso, agent, tmp_path
         experiment, _ = load(*flags)
         network = experiment.network(num_actions=2, num_logits=1)
         assert isinstance(network.torso, TORSOS[torso])
-        # Full Rainbow explores by noise alone, whatever the presets say of epsilon.
+        # Full Rainbow explores by noise and a constant epsilon, whatever the presets say of its decay.
         noise = 0.1 if agent == "full_rainbow" else 0.0
         assert network.noise == noise and (torso == "soft_moe" or network.torso.noise == noise)
-        assert [experiment.agent.epsilon(t, 100) > 0 for t in (0, 99, 100, 101, 10**6)] == [not noise] * 5
+        assert ([experiment.agent.epsilon(t, 100) for t in (0, 99, 100, 101, 10**6)] == [0.01] * 5) == bool(noise)
     assert isinstance(experiment.environment, Atari if "game" in task else Gymnasium)
     comes_back(experiment, tmp_path)
 
@@ -251,8 +251,8 @@ def test_rainbow_is_dopamines(agent, head):
         n_step=3,
         double=full,
         max_abs_reward=1.0,
-        epsilon_initial=0.0 if full else 1.0,
-        epsilon_train=0.0 if full else 0.01,
+        epsilon_initial=0.01 if full else 1.0,
+        epsilon_train=0.01,
         epsilon_eval=0.001,
         epsilon_decay_steps=250_000,
     )
@@ -389,6 +389,12 @@ WRONG = {
     ),
     "included file": (bind("include 'nope.gin'"), "include is not supported"),
     "games": (["--num_envs=6"], r"6 games at 0.25 updates.*Use --num_envs 4 or a multiple or a divisor"),
+    "games, no divisor": (
+        ["--num_envs=2", *bind("Experiment.replay_ratio = 0.75", "Learner.target_period_steps = 8000")],
+        r"2 games at 0.75 updates.*Use --num_envs 4 or a multiple of it",
+    ),
+    "no update is due": (["--preset=paper", "--steps=20003"], r"20,003 agent steps.*nothing would be learned"),
+    "no update comes to be made": (["--steps=20064", "--num_envs=64"], r"20,064 agent steps.*nothing would be learned"),
     "warm-up": (["--warmup_steps=3", "--num_envs=1"], r"warmup_steps is 3.*at least 7"),
     "capacity": (["--replay_capacity=1000"], r"smaller than Experiment.warmup_steps"),
     "steps": (["--steps=0"], r"total_steps must be positive; got 0"),

@@ -216,6 +216,12 @@ def test_bad_data_is_named(steps, environment, message, tmp_path):
         opened(path)
 
 
+def test_keywords_that_json_changes_are_the_same(tmp_path):
+    environment = Gymnasium("catch:Catch-v0", kwargs={"size": (5, 5)})
+    path = write_log(tmp_path / "log", EPISODE, environment)
+    assert dataset.Dataset([str(path)]).open(environment, STATES, 3, PLAIN).number == 1
+
+
 @pytest.mark.parametrize(
     "game, changes, message",
     [

@@ -133,6 +133,9 @@ def test_evaluates_and_exports(run_dir, tmp_path, capsys):
     assert evaluate.main([str(run_dir), "--episodes=3", f"--export={exported}"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert len(result["returns"]) == 3 and result["epsilon"] == 0.001 and result["human_normalised"] is not None
+    exported.unlink()
+    assert evaluate.main([str(run_dir), "--episodes=0", f"--export={exported}"]) == 0
+    assert "mean" not in json.loads(capsys.readouterr().out)
     params = load_file(exported)
     assert sum(value.size for value in params.values()) == 4_200_402
     assert params["head/kernel"].shape == (512, 6 * 51)
@@ -271,6 +274,8 @@ def test_bad_input_to_evaluate_is_named(run_dir, tmp_path):
         evaluate.main([str(run_dir), f"--video={tmp_path / 'out.avi'}"])
     with pytest.raises(OSError, match="nowhere"):
         evaluate.main([str(run_dir), f"--export={tmp_path / 'nowhere/params.safetensors'}"])
+    with pytest.raises(SystemExit):
+        evaluate.main([str(run_dir), "--episodes=0"])
 
 
 def test_one_process_per_run_directory(run_dir, tmp_path):
@@ -372,7 +377,7 @@ def test_every_agent_trains_with_every_head(tmp_path, agent, torso, head):
     metrics = last_metrics(tmp_path)
     assert all(np.isfinite(value) for value in metrics.values())
     assert (metrics["train/weight"] < 1) == ("rainbow" in agent)
-    assert metrics["train/epsilon"] == 0 if agent == "full_rainbow" else 0 < metrics["train/epsilon"] < 1
+    assert metrics["train/epsilon"] == 0.01 if agent == "full_rainbow" else 0.01 < metrics["train/epsilon"] < 1
     if head in ("two_hot", "hl_gauss", "c51"):
         assert 0 < metrics["train/excess_loss"] < metrics["train/loss"]
     else:
