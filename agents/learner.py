@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -114,7 +115,7 @@ def make_update(learner: Learner, agent, network, head, replay_ratio: float):
             changes = {**changes, "params": kept}
         params = optax.apply_updates(state.params, changes)
         updates = state.updates + 1
-        target_params = optax.periodic_update(params, state.target_params, updates, target_period)
+        target_params = _copied(params, state.target_params, updates % target_period == 0)
         metrics = {
             **{name: jnp.average(item, weights=batch.weight) for name, item in items.items()},
             "weight": jnp.mean(batch.weight),
@@ -123,3 +124,11 @@ def make_update(learner: Learner, agent, network, head, replay_ratio: float):
         return TrainState(params, target_params, opt_state, key, updates), items, metrics
 
     return update
+
+
+def _copied(params, target_params, is_due):
+    """Returns the parameters if a copy of them is due, else the target's."""
+    if jax.default_backend() == "cpu":
+        return jax.lax.cond(is_due, lambda: params, lambda: target_params)
+    # A GPU takes longer to ask the host which branch to take than to read both.
+    return jax.tree.map(partial(jnp.where, is_due), params, target_params)

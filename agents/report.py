@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import time
 
+import jax
 import numpy as np
 
 
@@ -59,6 +60,9 @@ class Report:
                 "train/epsilon": trainer.epsilon,
                 "train/replay_ratio": made / max(trainer.agent_steps - steps, 1),
             }
+        memory = jax.devices()[0].memory_stats() or {}  # a CPU keeps none
+        if "peak_bytes_in_use" in memory:
+            metrics["speed/peak_device_gb"] = memory["peak_bytes_in_use"] / 1e9
         for name, value in trainer.metrics().items():
             metrics[name if "/" in name else f"train/{name}"] = value
         self._write(metrics)

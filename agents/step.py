@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
+
+from networks.layers import convolve_by_product
 
 
 def make_step(update, sample, update_priorities, num_updates: int, mesh: jax.sharding.Mesh | None = None):
@@ -35,12 +38,15 @@ def make_step(update, sample, update_priorities, num_updates: int, mesh: jax.sha
         state, items, metrics = update(state, batch)
         return state, items, {**metrics, "updates": jnp.float32(1)}
 
+    on_cpu = jax.default_backend() == "cpu"
     # XLA:CPU runs convolutions inside a loop 10 times slower, and a call costs it next to nothing.
-    in_calls = mesh is not None or jax.default_backend() == "cpu"
+    in_calls = mesh is not None or on_cpu
 
     if mesh is None:
-        parts = (counted, sample, update_priorities)
-        one, several = (_repeat(of(*parts), 1 if in_calls else num_updates) for of in (_one, _several))
+        times = 1 if in_calls else num_updates
+        one = _repeat(_one(counted, sample, update_priorities), times)
+        batched = counted if on_cpu else nn.intercept_methods(convolve_by_product)(counted)
+        several = _repeat(_several(batched, sample, update_priorities), times)
 
         @partial(jax.jit, donate_argnums=(0, 1))
         def run(states, priorities, rings):

@@ -1,4 +1,4 @@
-"""What the networks share beside flax's layers: noisy layers, max-pooling, and checks of attributes."""
+"""What the networks share beside flax's layers: noisy layers, max-pooling, other convolutions, checks of attributes."""
 
 from __future__ import annotations
 
@@ -75,6 +75,44 @@ def max_pool(x):
         a, b, c = (jax.lax.slice_in_dim(x, i, i + 2 * outputs - 1, stride=2, axis=axis) for i in range(3))
         x = jnp.maximum(jnp.maximum(a, b), c)
     return x
+
+
+def convolve_by_product(next_call, args, kwargs, context):
+    """Makes `flax.linen.Conv` compute a matrix product of patches; to be passed to `flax.linen.intercept_methods`.
+
+    For networks under `vmap` over their parameters: their convolutions become one with a group for each, slow on a GPU;
+    products of matrices become one batched product.
+    """
+    if isinstance(context.module, nn.Conv) and context.module.conv_general_dilated is None:
+        object.__setattr__(context.module, "conv_general_dilated", product_of_patches)  # flax's modules are frozen
+    return next_call(*args, **kwargs)
+
+
+def product_of_patches(x, kernel, strides, padding, *, precision=None, **options):
+    """`jax.lax.conv_general_dilated` as a matrix product; what is dilated, grouped or no image is left to that.
+
+    Args:
+      x: images [B, h, w, c].
+      kernel: [kh, kw, c, features].
+      strides, padding, precision, options: as of `jax.lax.conv_general_dilated`.
+
+    Returns:
+      Images [B, h', w', features].
+    """
+    dilations = (*options.get("lhs_dilation", ()), *options.get("rhs_dilation", ()))
+    if x.ndim != 4 or options.get("feature_group_count", 1) != 1 or any(dilation != 1 for dilation in dilations):
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, precision=precision, **options)
+    (height, width, _, features), (down, right) = kernel.shape, strides
+    if isinstance(padding, str):
+        padding = jax.lax.padtype_to_pads(x.shape[1:3], (height, width), strides, padding)
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    rows, columns = (x.shape[1] - height) // down + 1, (x.shape[2] - width) // right + 1
+    patches = [
+        x[:, i : i + (rows - 1) * down + 1 : down, j : j + (columns - 1) * right + 1 : right]
+        for i in range(height)
+        for j in range(width)
+    ]
+    return jnp.dot(jnp.concatenate(patches, -1), kernel.reshape(-1, features), precision=precision)
 
 
 def check_positive(module, *names: str) -> None:

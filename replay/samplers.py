@@ -44,26 +44,24 @@ class Sampler:
 
 @dataclasses.dataclass(frozen=True)
 class Uniform(Sampler):
-    """Draws every transition with the same probability."""
+    """Draws every transition with the same probability.
+
+    An item is the first transition among 16 places of the ring; it has weight 0 if none of them is one. Where half of
+    all rows begin an episode, the most there can be, that is one item in 65,536.
+    """
 
     def draw(self, state, key, batch_size, stack, n_step):
         rows, num_envs = state.steps.first.shape
         lowest = jnp.maximum(state.size + stack - 1 - rows, 0)  # of those before it, frames are lost
         highest = state.size - n_step - 1  # exclusive: s_t and the row that holds a_t must exist
-
-        def draw(carry):
-            key, row, game, valid = carry
-            key, row_key, game_key = jax.random.split(key, 3)
-            age = jax.random.randint(row_key, (batch_size,), lowest, highest)
-            row = jnp.where(valid, row, (state.head - state.size + age) % rows)
-            game = jnp.where(valid, game, jax.random.randint(game_key, (batch_size,), 0, num_envs))
-            # The step from the last observation of one episode to the first of the next is no transition.
-            return key, row, game, ~state.steps.first[(row + 1) % rows, game]
-
-        nothing = jnp.zeros(batch_size, jnp.int32)
-        carry = (key, nothing, nothing, jnp.zeros(batch_size, bool))
-        _, row, game, _ = jax.lax.while_loop(lambda carry: ~jnp.all(carry[3]), draw, carry)
-        return row, game, jnp.ones(batch_size, jnp.float32)
+        # Drawn at once: a GPU would wait for the host after each turn of a loop that goes on until all are transitions.
+        place = jax.random.randint(key, (16, batch_size), lowest * num_envs, highest * num_envs)
+        age, game = jnp.divmod(place, num_envs)
+        row = (state.head - state.size + age) % rows
+        # The step from the last observation of one episode to the first of the next is no transition.
+        valid = ~state.steps.first[(row + 1) % rows, game]
+        first = jnp.argmax(valid, axis=0), jnp.arange(batch_size)
+        return row[first], game[first], valid[first].astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import jax
 import psutil
 import pytest
 
-from benchmarks import parts, training, updates
+from benchmarks import parts, timing, training, updates
 from scripts import benchmark
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts/benchmark.py"
@@ -20,6 +20,22 @@ FAST = ["--repeats=2", "--seconds=0"]
 
 def measured(value):
     return 0 < value["p10"] <= value["median"] <= value["p90"]
+
+
+def test_an_accelerator_is_given_twenty_calls_at_a_time(monkeypatch):
+    clock, made = [0.0], []
+
+    def call(seconds):
+        clock[0] += seconds
+        made.append(seconds)
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    for backend, at_a_time in (("cpu", 1), ("gpu", 20)):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        times = timing.by_turns({"a": lambda: call(2.0), "b": lambda: call(3.0)}, 4, 1e6)
+        assert times["a"].tolist() == [2.0] * 4 and times["b"].tolist() == [3.0] * 4
+        assert len(made) == 2 + 2 * 4 * at_a_time
+        made.clear()
 
 
 def test_a_row_of_the_updates(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """The learner and DQN against a twin written out by hand, golden values, and every schedule that counts updates."""
 
+import re
 from functools import partial
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from agents.experiment import Experiment
 from agents.learner import Learner, make_update
 from agents.step import make_step
 from agents.trainer import Trainer, learn
+from benchmarks import updates as benchmark
 from networks.q_network import QNetwork
 from networks.torsos import MLP
 from networks.value_heads import C51, HLGauss, Scalar
@@ -219,6 +221,7 @@ def test_k_updates_in_one_call_are_k_calls(backend, monkeypatch):
     monkeypatch.undo()
     assert_close(params_of(one), params_of(many), atol=1e-6)
     assert_close(one.opt_state, many.opt_state, atol=1e-6)
+    assert_close(one.target_params, many.target_params, atol=1e-6)
     assert_close(one_priorities, many_priorities, rtol=1e-5)
     assert 4 < np.count_nonzero(one_priorities) <= 24  # those of all six batches
     assert int(one.updates) == int(many.updates) == 6
@@ -240,6 +243,22 @@ def test_seeds_in_one_call_learn_as_alone(backend, monkeypatch):
         assert_close(params_of(state), params_of(alone), atol=1e-5)
         assert_close(priorities, alone_priorities, atol=1e-5)
         assert_close(sums, alone_sums, rtol=1e-4)
+
+
+@pytest.mark.parametrize("agent, seeds", [("dqn", 1), ("rainbow", 2)])
+def test_what_a_gpu_is_given(agent, seeds, monkeypatch):
+    """One loop, over the updates, and no branch: a GPU asks the host which way to go. No convolution of several seeds,
+    whose groups would be slow."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    trainers = benchmark.build(agent, "hl_gauss", "NatureCNN, SAME", "Experiment.num_envs = 8").with_seeds(range(seeds))
+    for trainer in trainers:
+        trainer.allocate_replay()
+    step = jax.jit(lambda states, replays: trainers[0]._step(states, replays, [{}] * seeds))
+    traced = step.trace([trainer.state for trainer in trainers], [trainer.replay_state for trainer in trainers])
+    lowered = traced.lower(lowering_platforms=("cuda",)).as_text()
+    operations = re.findall(r"stablehlo\.(while|case|if|convolution|dot_general)\b", lowered)
+    assert operations.count("while") == 1 and not {"case", "if"} & set(operations)
+    assert ("convolution" in operations) == (seeds == 1) and "dot_general" in operations
 
 
 def test_sums_add_up_the_metrics_of_all_updates():

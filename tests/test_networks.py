@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from networks import resnet
-from networks.layers import NoisyDense, dense, max_pool
+from networks.layers import NoisyDense, convolve_by_product, dense, max_pool
 from networks.q_network import QNetwork
 from networks.resnet import ResNet
 from networks.soft_moe import SoftMoE
@@ -228,6 +228,34 @@ def naive_impala(params, x, num_stacks):
         for _ in range(2):
             x = x + conv(relu(conv(relu(x))))
     return relu(x)
+
+
+@pytest.mark.parametrize(
+    "by_product, settings",
+    [
+        (True, {"kernel_size": (4, 4), "strides": 3, "padding": "SAME"}),
+        (True, {"kernel_size": (4, 3), "strides": (2, 1), "padding": "VALID"}),
+        (True, {"kernel_size": (3, 3), "strides": 2, "padding": ((2, 0), (1, 3)), "use_bias": False}),
+        (False, {"kernel_size": (2, 2), "kernel_dilation": 2}),
+        (False, {"kernel_size": (2, 2), "feature_group_count": 3}),
+        (False, {"kernel_size": (2,)}),
+    ],
+)
+def test_a_convolution_by_product_is_the_convolution(by_product, settings):
+    """Its value and gradients, for two seeds under vmap; what cannot be a product is left as it is."""
+    random = np.random.default_rng(0)
+    conv, x = nn.Conv(6, **settings), random.normal(size=(2, 4, 11, 10, 3)).astype(np.float32)
+    params = jax.vmap(conv.init, in_axes=(0, None))(jax.random.split(jax.random.key(0), 2), x[0])
+
+    def loss(params, x):
+        return jnp.sum(jnp.sin(conv.apply(params, x)))
+
+    expected = jax.vmap(jax.value_and_grad(loss, argnums=(0, 1)))(params, x)
+    with nn.intercept_methods(convolve_by_product):
+        products = jax.vmap(jax.value_and_grad(loss, argnums=(0, 1)))
+        jaxpr, result = str(jax.make_jaxpr(products)(params, x)), products(params, x)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), result, expected)
+    assert ("conv_general_dilated" in jaxpr) != by_product
 
 
 @pytest.mark.parametrize("height, width", [(6, 7), (5, 4)])

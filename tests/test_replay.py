@@ -314,6 +314,20 @@ def test_golden_priorities(priority, squared):
     np.testing.assert_allclose(priorities["largest"], max(1, np.sqrt(max(squared))), rtol=1e-6)
 
 
+def test_what_is_no_transition_has_no_weight():
+    """Uniform draws from a game that is over after each step, and one that begins anew with each row."""
+    replay, state = Replay(64, Uniform()), Replay(64, Uniform()).init(2, (1,), np.int32)
+    for row in range(32):
+        first, no = np.array([row % 2 == 0, True]), np.zeros(2, bool)
+        frame = np.array([[row], [-1]], np.int32)
+        state = replay.add(state, TimeStep(np.zeros(2, np.int32), np.ones(2, np.float32), no, first, frame))
+    batch, _ = replay.sample(state, jax.random.key(0), 4096)
+    valid = np.asarray(batch.s_tm1[:, -1, 0]) % 2 == 0
+    np.testing.assert_array_equal(batch.weight, valid.astype(np.float32))
+    # A quarter of all places is a transition: 16 tries miss with probability 0.01.
+    assert 0.003 < np.mean(~valid) < 0.03
+
+
 def test_the_default_priority_is_dopamines():
     assert (Prioritized().priority, Prioritized().beta) == ("sqrt_loss", 0.5)
 

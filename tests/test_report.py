@@ -63,3 +63,13 @@ def test_a_support_is_suggested_even_before_rewards(parts, target, bound):
         reported.log_point()  # warns once
     [warning] = printed
     assert f"HLGauss.v_min = {-bound}'" in warning and f"HLGauss.v_max = {bound}'" in warning
+
+
+def test_the_memory_of_an_accelerator_is_logged(parts, monkeypatch):
+    _, trainer, logger, display, rows, _ = parts
+    stats = iter([None, {"peak_bytes_in_use": 7.5e9}])
+    monkeypatch.setattr(report.jax, "devices", lambda: [SimpleNamespace(memory_stats=lambda: next(stats))])
+    reported = report.Report(trainer, logger, display)
+    for _ in range(2):
+        reported.log_point()
+    assert [row.get("speed/peak_device_gb") for row in rows] == [None, 7.5]

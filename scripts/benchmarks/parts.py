@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from functools import partial
 
@@ -56,7 +57,7 @@ def replay(sampler: str, capacity: int, repeats: int, seconds: float, num_envs: 
         items = {name: batch.r_t + 1 for name in ("loss", "excess_loss", "td_error")}
         return batch, ring.sampler.update(priorities, index, items)
 
-    keys = iter(jax.random.split(jax.random.key(0), repeats + 1))
+    keys = itertools.cycle(jax.random.split(jax.random.key(0), 64))
 
     def sample_one():
         nonlocal state

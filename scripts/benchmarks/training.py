@@ -35,7 +35,7 @@ class Worker:
     """
 
     def __init__(self, name: str, command: list[str], progress: Path, env: dict[str, str] | None = None):
-        self.name, self._progress, self.rates, self.peak_bytes = name, progress, [], 0
+        self.name, self._progress, self.rates, self.peak_bytes, self.peak_device_gb = name, progress, [], 0, None
         self._output = tempfile.TemporaryFile("w+")
         options = {"stdout": self._output, "stderr": subprocess.STDOUT, "env": env or dict(os.environ)}
         self._process = subprocess.Popen(command, start_new_session=True, **options)
@@ -67,6 +67,7 @@ class Worker:
         rows = self.wait_for(lambda rows: len(rows) > before + points)
         os.killpg(self._process.pid, signal.SIGSTOP)
         self.rates += [row["speed/steps_per_second"] for row in rows[before + 1 :]]
+        self.peak_device_gb = rows[-1].get("speed/peak_device_gb")
         self.peak_bytes = max(self.peak_bytes, psutil.Process(self._process.pid).memory_info().rss)
 
     def close(self) -> None:
@@ -130,6 +131,8 @@ def rows(args, head: str = "hl_gauss") -> Iterator[dict]:
                     rates["acting"].append(parts.acting(network, args.num_envs, args.repeats, args.seconds)["median"])
                     worker.turn(args.points)
                 whole = {"steps/s": summary(worker.rates), "peak GB": worker.peak_bytes / 1e9}
+                if worker.peak_device_gb:
+                    whole["peak GB of the device"] = worker.peak_device_gb
         rates = {name: summary(values) for name, values in rates.items()}
         best = limit(*(rate["median"] for rate in rates.values()), shared=jax.default_backend() == "cpu")
         achieved = {"fraction_of_limit": whole["steps/s"]["median"] / best}
