@@ -20,7 +20,7 @@ from pathlib import Path
 from agents import launch
 from agents.config_checks import ConfigError
 from agents.environments import task_name
-from comparison import analysis, events, figures, groups, report, runs
+from comparison import alignment, analysis, events, figures, report, runs
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -68,7 +68,7 @@ def read(args, problems: list[str]) -> list[runs.Run]:
     found = [run for path in args.logdirs for run in runs.read(path, args.metric, problems)]
     if not found:
         why = f" {problems[0]}" if problems else ""
-        raise groups.NothingYet(f"There are no runs in {', '.join(args.logdirs)}.{why}")
+        raise alignment.NothingYet(f"There are no runs in {', '.join(args.logdirs)}.{why}")
     if args.games:
         wanted = [task_name(game) for game in args.games.split(",")]
         if unknown := sorted(set(wanted) - {run.game for run in found}):
@@ -82,7 +82,7 @@ def read(args, problems: list[str]) -> list[runs.Run]:
 def compare(args, output: Path) -> None:
     """Reads, computes, and replaces the results of the last comparison."""
     problems: list[str] = []
-    comparison = groups.compare(read(args, problems), args.group_by, args.groups, args.window, args.frames)
+    comparison = alignment.compare(read(args, problems), args.group_by, args.groups, args.window, args.frames)
     comparison.notes[:0] = problems
     scores = analysis.read_scores(args.scores) if args.scores else None
     result = analysis.analyse(comparison, scores, args.resamples, args.normalise)
@@ -150,7 +150,7 @@ def main(argv=None) -> int:
     while True:
         try:
             compare(args, output)
-        except groups.NothingYet as error:
+        except alignment.NothingYet as error:
             if args.watch is None:
                 raise
             print(f"Not yet: {error}")

@@ -22,7 +22,7 @@ from test_training import catch
 import compare
 from agents import evaluation
 from agents.config_checks import ConfigError
-from comparison import analysis, events, figures, groups, runs, statistics
+from comparison import alignment, analysis, events, figures, groups, runs, statistics
 from scripts import train
 
 GAMES = np.array(["a"] * 2 + ["b"] * 5 + ["c"] * 3)  # with different numbers of seeds
@@ -212,7 +212,7 @@ def test_everything_comes_out(tmp_path, capsys):
 
 def test_evaluations_compare_too(tmp_path):
     """They come once, at the end: one window."""
-    result = groups.compare(read(small_sweep(tmp_path), "eval")[0])
+    result = alignment.compare(read(small_sweep(tmp_path), "eval")[0])
     assert result.frames.tolist() == [800_000]
     (mse,) = [group for group in result.groups if "mse" in group.name]
     np.testing.assert_array_equal(mse.scores[:, 0], [5.0, 6.0, 7.0] * 2)
@@ -234,7 +234,7 @@ def test_groups_are_what_differs(tmp_path):
         "dqn-mse-quick or dqn-mse-quick2 or other": 6,
     }
     assert notes == ["Merged runs that differ in adam.eps."]
-    merged = [group for group in groups.compare(found, ["head"]).groups if "other" in group.name]
+    merged = [group for group in alignment.compare(found, ["head"]).groups if "other" in group.name]
     assert merged[0].settings["adam.eps"] == "- or 0.1 or 0.2"
     assert len(groups.make_groups(found[:1], ["head"], [])) == 1  # all runs may have the same
     with pytest.raises(ValueError, match=r"no run has a setting 'depth'.*Experiment\.head"):
@@ -249,7 +249,7 @@ def test_names_of_groups_tell_them_apart(tmp_path):
 
 
 def notes_of(directory, **options):
-    result = groups.compare(read(directory)[0], **options)
+    result = alignment.compare(read(directory)[0], **options)
     return result, "\n".join(result.notes)
 
 
@@ -302,9 +302,9 @@ def test_runs_on_different_data_are_never_pooled(tmp_path, capsys):
             for seed in (0, 1):
                 run_dir = make_run(tmp_path / name, game, seed)
                 offline(run_dir, f"['{name}/{game}']", f"{game} {name}", 8.0 + more)
-    result = groups.compare(runs.read(tmp_path / "a", None, []))
+    result = alignment.compare(runs.read(tmp_path / "a", None, []))
     assert [group.name for group in result.groups] == ["dqn-hl_gauss-quick"]  # one data set per game
-    result = groups.compare(runs.read(tmp_path, None, []))
+    result = alignment.compare(runs.read(tmp_path, None, []))
     assert {group.name: set(group.scores[:, -1]) for group in result.groups} == {
         "dqn-hl_gauss-quick paths=['a/*']": {8.0},
         "dqn-hl_gauss-quick paths=['b/*']": {12.0},
@@ -405,7 +405,7 @@ def test_games_without_a_human_score(tmp_path):
         for seed in (0, 1):
             make_run(tmp_path, "Carnival", seed, head)
     found, _ = read(tmp_path)
-    analyse = lambda found, scores=None: analysis.analyse(groups.compare(found), scores, resamples=20)
+    analyse = lambda found, scores=None: analysis.analyse(alignment.compare(found), scores, resamples=20)
     result = analyse(found)
     assert "not in the aggregates: Carnival" in result.comparison.notes[-1] and result.games == ["Breakout", "Pong"]
     assert "Carnival" in result.per_game["dqn-mse-quick"] and len(result.last["dqn-mse-quick"][0]) == 4
@@ -462,12 +462,12 @@ def test_published_runs_beside_ours(tmp_path):
     (tmp_path / "pong.json").write_text(json.dumps(values))
     found, _ = read(tmp_path)
     with pytest.raises(ValueError, match=r"--window is a multiple"):
-        groups.compare(found, window=100_000)
+        alignment.compare(found, window=100_000)
     with pytest.raises(ValueError, match=r"800,012 frames, less than a window of 1,000,000"):
-        groups.compare(found)
+        alignment.compare(found)
     (ours,), published = ([run for run in found if bool(run.settings) == told] for told in (True, False))
     longer = ours._replace(frames=ours.frames * 5, reached_frames=4_000_000, planned_frames=4_000_000)
-    result = groups.compare([longer, *published])
+    result = alignment.compare([longer, *published])
     assert [group.scores.shape for group in result.groups] == [(1, 3), (1, 3)]
     assert "protocol" not in "".join(result.notes)
 
@@ -556,7 +556,7 @@ def test_names_that_collide(tmp_path):
     """Three groups in, three out."""
     for name, eps in (("a b", "1"), ("a_b", "2"), ("a b", "3"), ("figures", "4"), ("é", "5"), ("è", "6")):
         make_run(tmp_path / eps, settings={"adam.eps": eps}, name=name)
-    result = groups.compare(read(tmp_path)[0])
+    result = alignment.compare(read(tmp_path)[0])
     names = [group.name for group in result.groups]
     assert sorted(names) == ["a b eps=1", "a b eps=3", "a_b", "figures", "è", "é"]
     assert len(set(events.folders(names).values())) == 6
@@ -785,7 +785,7 @@ def test_tables_are_groups_of_their_own(tmp_path):
         (tmp_path / f"{number}.csv").write_text("\n".join(["group,game,seed,frames,return", *rows]) + "\n")
     problems = []
     found = [run for number in (1, 2) for run in runs.read(tmp_path / f"{number}.csv", None, problems)]
-    result = groups.compare(found)
+    result = alignment.compare(found)
     assert [group.name for group in result.groups] == ["dqn", f"dqn ({tmp_path / '2.csv'})"]
     assert [group.scores.mean() for group in result.groups] == [1.0, 2.0] and not problems
 
@@ -796,7 +796,7 @@ def test_what_is_cut_is_said(tmp_path):
         text = "" if seed else "group,game,seed,frames,return\n"
         with (tmp_path / "runs.csv").open("a") as file:
             file.write(text + "\n".join(rows) + "\n")
-    result = groups.compare(runs.read(tmp_path / "runs.csv", None, []))
+    result = alignment.compare(runs.read(tmp_path / "runs.csv", None, []))
     assert "Compared up to 200 frames, as far as every run of dqn goes." in result.notes
     assert "Tables hold the mean of all 2 windows." in result.notes
     make_run(tmp_path / "runs")
@@ -807,7 +807,7 @@ def test_what_is_cut_is_said(tmp_path):
 def test_windows_are_many_enough():
     """The table holds the last five: a quarter of a run at most."""
     for frames in np.geomspace(100, 2e8, 200).astype(int):
-        window = groups.nice_window(int(frames))
-        assert frames // window >= 20 and (frames // window <= 50 or window == groups.WINDOW_FRAMES)
-    assert groups.nice_window(20_000_000) == groups.nice_window(200_000_000) == 1_000_000
-    assert groups.nice_window(10_000_000) == 500_000
+        window = alignment.nice_window(int(frames))
+        assert frames // window >= 20 and (frames // window <= 50 or window == alignment.WINDOW_FRAMES)
+    assert alignment.nice_window(20_000_000) == alignment.nice_window(200_000_000) == 1_000_000
+    assert alignment.nice_window(10_000_000) == 500_000

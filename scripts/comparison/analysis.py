@@ -14,7 +14,7 @@ from agents import evaluation
 from agents.config_checks import ConfigError
 from agents.environments import task_name
 from comparison import statistics
-from comparison.groups import TABLE_WINDOWS, Comparison
+from comparison.alignment import TABLE_WINDOWS, Comparison
 from comparison.run import name_of
 
 THRESHOLDS = 101  # of performance profiles

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from comparison import figures
+from comparison.alignment import TABLE_WINDOWS
 from comparison.analysis import Analysis
-from comparison.groups import TABLE_WINDOWS
 
 HEADINGS = {
     "iqm": "Interquartile mean",
