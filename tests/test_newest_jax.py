@@ -23,9 +23,8 @@ def test_trains_on_the_newest_jax(tmp_path):
     if python is None:
         pytest.skip("needs Python 3.12 or newer on the PATH")
     run = lambda *command: subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stdout
-    run(python, "-m", "venv", tmp_path / "venv")
+    run("make", "setup", f"PYTHON={python}", f"VENV={tmp_path / 'venv'}")
     venv_python = tmp_path / "venv/bin/python"
-    run(venv_python, "-m", "pip", "install", "--quiet", "-c", ".ci/constraints.txt", "-e", ".[dev]")
     assert run(venv_python, "-c", "import jax; print(jax.__version_info__ >= (0, 11))").strip() == "True"
     # The tests of the main job; the rest does not depend on the version of Python.
     names = ("training", "replay", "learner", "launch", "mesh", "networks", "checkpoint", "resume", "faults")
