@@ -61,7 +61,8 @@ class Uniform(Sampler):
         # The step from the last observation of one episode to the first of the next is no transition.
         valid = ~state.steps.first[(row + 1) % rows, game]
         first = jnp.argmax(valid, axis=0), jnp.arange(batch_size)
-        return row[first], game[first], valid[first].astype(jnp.float32)
+        # The barrier keeps XLA from fusing this into the gather of frames, which would do it again for each of them.
+        return jax.lax.optimization_barrier((row[first], game[first], valid[first].astype(jnp.float32)))
 
 
 @dataclasses.dataclass(frozen=True)
