@@ -8,10 +8,10 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 
-from agents import evaluation
+from agents import evaluation, memory
 from agents.config_checks import ConfigError
 from agents.run import Run
-from agents.trainer import Trainer, check_memory
+from agents.trainer import Trainer
 from replay.ring import Replay, ReplayState
 
 
@@ -46,7 +46,7 @@ class OfflineTrainer(Trainer):
                 f"Several seeds share a data set that lies in memory: pass --replay_capacity {self.data.rows + 100} "
                 "or more, or no --seeds."
             )
-        check_memory(self.replay_bytes, self._ring.capacity)
+        memory.check(self.replay_bytes, self._ring.capacity)
 
     def allocate_replay(self) -> None:
         """Allocates the replay and fills it: with all there is, or with what has streamed in by now and is kept."""

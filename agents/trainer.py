@@ -9,9 +9,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import psutil
 
-from agents import evaluation, probe
+from agents import evaluation, memory, probe
 from agents.checkpoint import Checkpoint, flatten
 from agents.config_checks import ConfigError
 from agents.diagnosis import make_diagnose
@@ -44,7 +43,7 @@ class Trainer:
         self._stack, *self._shape = observation.shape[1:]
         self._dtype = observation.dtype
         self._ring = self._make_ring(observation)
-        check_memory(self.replay_bytes, self._ring.capacity)
+        memory.check(self.replay_bytes, self._ring.capacity)
         self._mesh = x.learner.mesh()
         self._num_seeds = 1  # that learn in one call
 
@@ -86,12 +85,12 @@ class Trainer:
         return self.experiment.agent.max_abs_reward
 
     def _check_seeds(self, number: int) -> None:
-        check_memory(self.replay_bytes, self._ring.capacity, number)
+        memory.check(self.replay_bytes, self._ring.capacity, number)
 
     def _check_network(self, seeds: int = 1) -> None:
         state = jax.eval_shape(self._init, key=jax.random.key(0))
         num_bytes = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-        needed, free = seeds * (num_bytes(state) + num_bytes(state.params)), free_memory()  # with the gradients
+        needed, free = seeds * (num_bytes(state) + num_bytes(state.params)), memory.on_device()  # with the gradients
         if needed > free:
             number = sum(leaf.size for leaf in jax.tree.leaves(state.params))
             copies = "their copies" if seeds == 1 else f"their copies for {seeds} seeds"
@@ -276,26 +275,3 @@ def learn(trainers: list[Trainer]) -> None:
             for trainer, state, replay_state, sums in zip(group, *results, strict=True):
                 trainer.state, trainer.replay_state, trainer._sums = state, replay_state, sums
                 trainer.updates += x.updates_per_call
-
-
-def free_memory() -> int:
-    """Bytes that are free on the learner's device."""
-    stats = jax.devices()[0].memory_stats() or {}
-    if "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats["bytes_in_use"]
-    return psutil.virtual_memory().available
-
-
-def check_memory(replay_bytes: int, capacity: int, seeds: int = 1) -> None:
-    """Raises MemoryError if the replays of all seeds do not fit on the learner's device, with the flag to change."""
-    free, device = free_memory(), jax.default_backend().upper()
-    usable = int(0.9 * free)  # the rest is for the network and its gradients
-    needed = seeds * replay_bytes
-    if needed > usable:
-        fits = int(capacity * usable / needed) // 1000 * 1000
-        one, many = f"The replay of {capacity:,} transitions takes", f"{seeds} replays of {capacity:,} transitions take"
-        fewer = f", or --seeds {usable // replay_bytes}" if seeds > 1 and usable >= replay_bytes else ""
-        raise MemoryError(
-            f"{one if seeds == 1 else many} {needed / 1e9:.2f} GB; {device} has {free / 1e9:.2f} GB "
-            f"free. Pass --replay_capacity {fits} or less{fewer}."
-        )

@@ -8,6 +8,7 @@ import signal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import psutil
 import pytest
 from test_resume import series
 from test_training import SMALL, catch
@@ -233,7 +234,7 @@ def test_bad_data_leaves_nothing(tmp_path):
 
 
 def test_a_replay_that_does_not_fit_is_refused(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer.psutil, "virtual_memory", lambda: type("", (), {"available": 10_000})())
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("", (), {"available": 10_000})())
     with pytest.raises(MemoryError, match="Pass --replay_capacity"):
         train.main(cql(tmp_path / "run", data))
     assert not (tmp_path / "run").exists()

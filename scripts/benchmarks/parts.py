@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from agents import memory
 from agents.environments import Atari
-from agents.trainer import check_memory
 from benchmarks.timing import seconds_of, summary
 from benchmarks.updates import build, compiled, random_step
 from replay.ring import Replay
@@ -42,7 +42,7 @@ def replay(sampler: str, capacity: int, repeats: int, seconds: float, num_envs: 
     """
     ring, window = Replay(capacity, SAMPLERS[sampler]), {"stack": 4, "n_step": 1}
     size = ring.num_bytes(num_envs, (84, 84), np.uint8)
-    check_memory(size, capacity)
+    memory.check(size, capacity)
     state, step = filled(ring, num_envs)
     add = jax.jit(partial(ring.add, **window), donate_argnums=0)
 

@@ -15,8 +15,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
-
+from agents import memory
 from agents.config import ConfigError
 from agents.loop import Interrupt
 from sweeping.plan import Run
@@ -92,7 +91,7 @@ def slots(jobs: int, cores: list[int], gpus: list[str], env) -> list[Slot]:
 def refuse_too_much_memory(runs: list[Run], jobs: int) -> None:
     """Raises ConfigError if the replays of the runs at a time would not fit: each run sees only itself."""
     needed = sum(sorted((run.replay_bytes for run in runs), reverse=True)[:jobs])
-    available = psutil.virtual_memory().available
+    available = memory.available()
     if needed > available:
         raise ConfigError(
             f"The replays of {jobs} runs at a time need {needed / 1e9:.1f} GB of memory, and {available / 1e9:.1f} GB "
