@@ -161,10 +161,10 @@ def test_every_torso_goes_with_every_agent_and_task(task, torso, agent, tmp_path
         experiment, _ = load(*flags)
         network = experiment.network(num_actions=2, num_logits=1)
         assert isinstance(network.torso, TORSOS[torso])
-        # Full Rainbow explores by noise and a constant epsilon, whatever the presets say of its decay.
+        # Full Rainbow explores by noise alone, whatever the presets say of epsilon's decay.
         noise = 0.1 if agent == "full_rainbow" else 0.0
         assert network.noise == noise and (torso == "soft_moe" or network.torso.noise == noise)
-        assert ([experiment.agent.epsilon(t, 100) for t in (0, 99, 100, 101, 10**6)] == [0.01] * 5) == bool(noise)
+        assert ([experiment.agent.epsilon(t, 100) for t in (0, 99, 100, 101, 10**6)] == [0.0] * 5) == bool(noise)
     assert isinstance(experiment.environment, Atari if "game" in task else Gymnasium)
     comes_back(experiment, tmp_path)
 
@@ -251,8 +251,8 @@ def test_rainbow_is_dopamines(agent, head):
         n_step=3,
         double=full,
         max_abs_reward=1.0,
-        epsilon_initial=0.01 if full else 1.0,
-        epsilon_train=0.01,
+        epsilon_initial=0.0 if full else 1.0,
+        epsilon_train=0.0 if full else 0.01,
         epsilon_eval=0.001,
         epsilon_decay_steps=250_000,
     )

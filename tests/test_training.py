@@ -377,7 +377,7 @@ def test_every_agent_trains_with_every_head(tmp_path, agent, torso, head):
     metrics = last_metrics(tmp_path)
     assert all(np.isfinite(value) for value in metrics.values())
     assert (metrics["train/weight"] < 1) == ("rainbow" in agent)
-    assert metrics["train/epsilon"] == 0.01 if agent == "full_rainbow" else 0.01 < metrics["train/epsilon"] < 1
+    assert metrics["train/epsilon"] == 0 if agent == "full_rainbow" else 0.01 < metrics["train/epsilon"] < 1
     if head in ("two_hot", "hl_gauss", "c51"):
         assert 0 < metrics["train/excess_loss"] < metrics["train/loss"]
     else:
