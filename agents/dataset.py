@@ -108,8 +108,9 @@ class Episodes:
       rows: how many there are in one pass.
       number: of episodes.
       recordings: the directory of each log, and how many episodes are of it.
-      digest: SHA-256 of the logs and the settings.
-      behaviour_return: mean raw return of the episodes of the environment's own game; None if there are none.
+      digest: SHA-256 of the logs.
+      behaviour_return: mean raw return of the episodes of the environment's own game; None if there are none, or if
+        one was converted, since those rewards had been clipped.
 
     Raises:
       ConfigError: if there is no whole episode.
@@ -125,19 +126,19 @@ class Episodes:
         lengths = self._table[:, 3] - self._table[:, 2]
         self._starts = np.cumsum(lengths) - lengths
         self.rows = int(lengths.sum())
-        what = [*(recording.digest for recording in recordings), repr(dataclasses.replace(settings, paths=["-"]))]
-        self.digest = hashlib.sha256("\n".join(what).encode()).hexdigest()
+        self.digest = hashlib.sha256("\n".join(recording.digest for recording in recordings).encode()).hexdigest()
         self.recordings = {str(log.path): len(episodes) for log, episodes in zip(recordings, chosen, strict=True)}
 
         returns, small, self._after = [], [], np.zeros(self.number, np.int32)
         for number, (of, game, start, stop) in enumerate(self._table):
             steps = TimeStep(*(array[start:stop, game] for array in recordings[of].rows[:4]), observation=None)
             if recordings[of].game == environment.name:
-                returns.append(steps.r_t[1:].sum(dtype=np.float64))
+                raw = not recordings[of].converted
+                returns.append(steps.r_t[1:].sum(dtype=np.float64) if raw else np.nan)
             small.append(steps._replace(r_t=self._rewards(number, steps.r_t, agent)))
             if stop < len(recordings[of].rows.first):  # games store what was chosen last with the reset that follows
                 self._after[number] = recordings[of].rows.action_tm1[stop, game]
-        self.behaviour_return = float(np.mean(returns)) if returns else None
+        self.behaviour_return = float(np.mean(returns)) if returns and np.isfinite(returns).all() else None
         self._small = TimeStep(*map(np.concatenate, zip(*(steps[:4] for steps in small), strict=True)), None)
         self._order: tuple[int, np.ndarray, np.ndarray] | None = None  # of one pass
         self._reading: tuple | None = None  # what is being read ahead

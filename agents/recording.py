@@ -72,6 +72,12 @@ class Recording:
     Args:
       path: the run directory.
 
+    Attributes:
+      protocol: the environment's settings.
+      converted: whether it is of the DQN Replay Dataset (`scripts/convert.py`), whose rewards had been clipped.
+      rows: everything but the observations.
+      digest: SHA-256 of its segments' hashes.
+
     Raises:
       ConfigError: if it has no log, or its manifest cannot be read.
       replay.log.DamagedError: if a file is not as it was written.
@@ -80,7 +86,8 @@ class Recording:
     def __init__(self, path: Path):
         self.path = path
         try:
-            self.protocol = dict(read_json(path / MANIFEST)["protocol"])
+            manifest = read_json(path / MANIFEST)
+            self.protocol, self.converted = dict(manifest["protocol"]), "converted_from" in manifest
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path / MANIFEST} cannot be read, or names no protocol ({error!r}).") from error
         checkpoint = newest(path)

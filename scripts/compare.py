@@ -65,14 +65,17 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def read(args, problems: list[str]) -> list[runs.Run]:
     """Reads the runs that are asked for."""
-    found = [run for path in args.logdirs for run in runs.read(path, args.metric, problems)]
+    try:
+        found = [run for path in args.logdirs for run in runs.read(path, args.metric, problems)]
+    except FileNotFoundError as error:
+        raise alignment.NothingYet(error) from error
     if not found:
         why = f" {problems[0]}" if problems else ""
         raise alignment.NothingYet(f"There are no runs in {', '.join(args.logdirs)}.{why}")
     if args.games:
         wanted = [task_name(game) for game in args.games.split(",")]
         if unknown := sorted(set(wanted) - {run.game for run in found}):
-            raise ConfigError(
+            raise alignment.NothingYet(
                 f"--games: no run of {', '.join(unknown)}; there are {sorted({run.game for run in found})}."
             )
         found = [run for run in found if run.game in wanted]
@@ -110,8 +113,6 @@ def write(result: analysis.Analysis, directory: Path) -> None:
     (directory / "report.html").write_text(report.page(result))
     report.write_tables(result, directory)
     events.write(result, directory, pictures)
-    names = sorted(path.name for path in directory.iterdir())
-    (directory / runs.MARKER).write_text(json.dumps({"comparison": names}) + "\n")
 
 
 def ours(output: Path) -> list[str]:
@@ -132,11 +133,22 @@ def ours(output: Path) -> list[str]:
 def replace(output: Path, directory: Path) -> None:
     """Moves results to `output`, in place of the last ones; what others have put there stays."""
     output.mkdir(exist_ok=True)
-    for name in ours(output):
+    last, new = ours(output), sorted(path.name for path in directory.iterdir())
+    if taken := [name for name in new if name not in (*last, runs.MARKER) and (output / name).exists()]:
+        raise ConfigError(f"{output} has a {taken[0]} that is of no comparison. Move it, or choose another --output.")
+    mark(directory, output, {*last, *new})  # of which there is some, should this be cut off
+    for name in last:
         path = output / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    for path in directory.iterdir():
-        path.replace(output / path.name)
+    for name in new:
+        (directory / name).replace(output / name)
+    mark(directory, output, new)
+
+
+def mark(directory: Path, output: Path, names) -> None:
+    """Tells, all at once, what in `output` is of the comparison."""
+    (directory / runs.MARKER).write_text(json.dumps({"comparison": sorted(names)}) + "\n")
+    (directory / runs.MARKER).replace(output / runs.MARKER)
 
 
 def main(argv=None) -> int:

@@ -321,6 +321,29 @@ def test_runs_on_different_data_are_never_pooled(tmp_path, capsys):
     assert len(names) == 4 and sum("paths=['a/*'] (Pong cha)" in name for name in names) == 1
 
 
+def test_settings_of_one_data_set_are_groups(tmp_path):
+    """Noise makes no other data of the logs that it is added to; every game is in every group."""
+    for game in ("Pong", "Breakout"):
+        for noise in ("0.0", "1.0"):
+            for seed in (0, 1):
+                run_dir = make_run(tmp_path / noise, game, seed, settings={"Dataset.reward_noise": noise})
+                offline(run_dir, f"['data/{game}']", game, 8.0)
+    result = alignment.compare(runs.read(tmp_path, None, []))
+    assert {group.name: len(group.runs) for group in result.groups} == {
+        "dqn-hl_gauss-quick reward_noise=0.0": 4,
+        "dqn-hl_gauss-quick reward_noise=1.0": 4,
+    }
+    assert not [note for note in result.notes if "lacks" in note]
+
+
+def test_groups_without_a_return_are_waited_for(tmp_path):
+    for head, name in (("hl_gauss", "begun"), ("mse", "going")):
+        offline(make_run(tmp_path / name, head=head), "['data/Pong']", "Pong", 8.0)
+    (tmp_path / "begun/Pong/dqn-hl_gauss-quick/seed0/metrics.jsonl").write_text('{"updates": 100, "train/loss": 1.0}\n')
+    with pytest.raises(alignment.NothingYet, match="No run of these groups has a return yet"):
+        compare.main([str(tmp_path), "--groups=hl_gauss"])
+
+
 def test_probes_of_different_torsos_are_no_twins(tmp_path):
     """Runs of several seeds and games are one group, whose sources differ in these, too."""
     for head in ("mse", "c51"):
@@ -478,7 +501,7 @@ def test_published_runs_beside_ours(tmp_path):
 def test_bad_input(tmp_path):
     with pytest.raises(ValueError, match="There are no runs"):
         compare.main([str(tmp_path)])
-    with pytest.raises(FileNotFoundError, match="There is no .*nowhere"):
+    with pytest.raises(ConfigError, match="There is no .*nowhere"):
         compare.main([str(tmp_path / "nowhere"), "--output=x"])
     small_sweep(tmp_path, seeds=1)
     for flag, message in {
@@ -590,6 +613,45 @@ def test_what_is_not_a_comparison_is_left_alone(tmp_path):
     with pytest.raises(ConfigError, match="holds no comparison"):
         compare.main([str(tmp_path / "runs"), f"--output={tmp_path / 'other'}"])
     assert (tmp_path / "other/precious").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/comparison.json").write_text('{"comparison": []}')
+    (tmp_path / "out/figures").mkdir()
+    with pytest.raises(ConfigError, match="has a figures that is of no comparison"):
+        compare.main([str(tmp_path / "runs"), f"--output={tmp_path / 'out'}", "--resamples=10"])
+    assert [path.name for path in (tmp_path / "out/figures").parent.iterdir()].count("figures") == 1
+
+
+def test_results_are_replaced_after_any_interruption(tmp_path, monkeypatch):
+    """Killed before each of the moves in turn: the next comparison goes through, and nothing of the last is left."""
+    names = [["a", "b", "figures"], ["figures", "c"]]
+
+    def results(folder, which):
+        for name in names[which]:
+            (folder / name).mkdir(parents=True)
+            (folder / name / "file").write_text(str(which))
+        return folder
+
+    replace_path, left = Path.replace, 0
+
+    def replace(self, target):
+        nonlocal left
+        if not left:
+            raise KeyboardInterrupt
+        left -= 1
+        return replace_path(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    for moves in range(4):
+        output, left = tmp_path / str(moves) / "out", 99
+        output.parent.mkdir()
+        compare.replace(output, results(tmp_path / f"first{moves}", 0))
+        left = moves
+        with pytest.raises(KeyboardInterrupt):
+            compare.replace(output, results(tmp_path / f"second{moves}", 1))
+        left = 99
+        compare.replace(output, results(tmp_path / f"third{moves}", 1))
+        assert sorted(path.name for path in output.iterdir()) == ["c", "comparison.json", "figures"]
+        assert (output / "figures/file").read_text() == "1" and compare.ours(output) == ["c", "figures"]
 
 
 def test_names_are_escaped(tmp_path):
@@ -602,20 +664,23 @@ def test_names_are_escaped(tmp_path):
 
 
 def test_watches(tmp_path, monkeypatch, capsys):
-    """Nothing there yet, then a run too short for a window, then one as long as planned, then one more."""
-    naps = []
+    """No folder yet, no run of the game, then one too short for a window, one as long as planned, and one more."""
+    naps, folder = [], tmp_path / "runs"
 
     def sleep(seconds):
         naps.append(seconds)
-        if len(naps) > 3:
+        if len(naps) > 4:
             raise KeyboardInterrupt
-        make_run(tmp_path, seed=len(naps), end=20_000 if len(naps) == 1 else 800_000)
+        if len(naps) == 1:
+            make_run(folder, "Breakout")
+        else:
+            make_run(folder, seed=len(naps), end=20_000 if len(naps) == 2 else 800_000)
 
     monkeypatch.setattr(time, "sleep", sleep)
     with pytest.raises(KeyboardInterrupt):
-        compare.main([str(tmp_path), "--watch=7", "--resamples=10", "--window=40000"])
+        compare.main([str(folder), "--games=Pong", "--watch=7", "--resamples=10", "--window=40000"])
     printed = capsys.readouterr().out
-    assert naps == [7] * 4 and "Not yet: There are no runs" in printed
+    assert naps == [7] * 5 and "Not yet: There is no" in printed and "Not yet: --games: no run of Pong" in printed
     assert "Not yet: The runs compared have 20,012 frames, less than a window of 40,000." in printed
     assert "| dqn-hl_gauss-quick | 1 | 1 |" in printed and "| dqn-hl_gauss-quick | 1 | 2 |" in printed
 

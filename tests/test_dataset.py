@@ -149,7 +149,7 @@ def test_a_fraction_of_the_episodes(run):
     assert random.number == first.number == round(len(episodes) / 4)
     chosen = transitions(lying(random), random.rows + 1)
     assert chosen == transitions(lying(opened(run, fraction=0.25)), random.rows + 1)
-    assert chosen != transitions(lying(other), other.rows + 1) and random.digest != other.digest
+    assert chosen != transitions(lying(other), other.rows + 1) and random.digest == other.digest  # of the same logs
 
 
 def test_rewards_are_clipped_then_noisy(run):
@@ -335,11 +335,12 @@ def test_dqn_replay_becomes_a_data_set(tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "Pong").iterdir()) == ["ckpt_0", "ckpt_7"]
     paths = [str(tmp_path / "Pong")]
     data = dataset.Dataset(paths).open(PONG, np.zeros((1, 4, 84, 84), np.uint8), 6, DQN())
-    assert (data.number, data.rows, data.behaviour_return) == (6, 3 * len(EXPECTED), 0.25)
+    assert (data.number, data.rows) == (6, 3 * len(EXPECTED))
+    assert data.behaviour_return is None  # those rewards had been clipped
     first = dataset.Dataset(paths, fraction=0.5, choose="first").open(
         PONG, np.zeros((1, 4, 84, 84), np.uint8), 6, DQN()
     )
-    assert (first.number, first.behaviour_return) == (3, pytest.approx((1.5 + 1.5 - 1) / 3))
+    assert first.number == 3
 
 
 @pytest.mark.parametrize(

@@ -280,6 +280,8 @@ def test_dry_run_writes_nothing(write, tmp_path, capsys):
     for name, seed, speeds in (
         ("Boxing/dqn-mse-quick", 0, [999, 10, 20, 30]),
         ("Boxing/dqn-mse-quick", 1, [999, 50]),
+        ("Boxing/baseline", 0, [999, 7]),  # as --run_dir may have it
+        ("Boxing/full_rainbow-c51-quick-learning_rate=2.5e-4-v_min=-20.0", 0, [999, 100]),
         ("CartPole-v1/dqn-mse-quick", 0, [999, 5000]),
     ):
         run_dir = runs / name / f"seed{seed}"
@@ -290,7 +292,7 @@ def test_dry_run_writes_nothing(write, tmp_path, capsys):
     path = write(
         """
         grid.Grid.games = ['Pong']
-        grid.Grid.agents = ['dqn', 'rainbow']
+        grid.Grid.agents = ['dqn', 'rainbow', 'full_rainbow']
         grid.Grid.heads = ['mse', 'c51']
         grid.Grid.preset = 'quick'
         """
@@ -306,15 +308,18 @@ def test_dry_run_writes_nothing(write, tmp_path, capsys):
         "Pong/dqn-c51-quick/seed0": f"{200_000 / speed / 3600:.2f}",
         "Pong/rainbow-mse-quick/seed0": "?",
         "Pong/rainbow-c51-quick/seed0": "?",
+        "Pong/full_rainbow-mse-quick/seed0": f"{200_000 / 100 / 3600:.2f}",
+        "Pong/full_rainbow-c51-quick/seed0": f"{200_000 / 100 / 3600:.2f}",
     }
-    assert "4 runs, 0 finished; 800,000 steps left in 4" in out
-    assert f"about {200_000 / speed / 3600:.2f} hours with --jobs 2" in out and "without the 2 runs" in out
+    assert "6 runs, 0 finished; 1,200,000 steps left in 6" in out
+    total = 200_000 / speed + 200_000 / 100  # of two runs each, two at a time
+    assert f"about {total / 3600:.2f} hours with --jobs 2" in out and "without the 2 runs" in out
     assert "replay of 2 at a time: up to 2.8" in out  # 200,000 frames each, and priorities
     assert sweep.main([*command, "--preset=fast", "--steps=200000"]) == 0  # has another network
     assert "about" not in capsys.readouterr().out
     assert sweep.main([*command, "--steps_per_second=100"]) == 0
     out = capsys.readouterr().out
-    assert out.count(f" {200_000 / 100 / 3600:.2f}\n") == 4 and "with --jobs 2, at 100 steps/s" in out
+    assert out.count(f" {200_000 / 100 / 3600:.2f}\n") == 6 and "with --jobs 2, at 100 steps/s" in out
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -87,7 +87,7 @@ def compare(
     if containing:
         chosen = {name: members for name, members in groups.items() if any(text in name for text in containing)}
         if not chosen:
-            raise ConfigError(f"--groups: no name contains {' or '.join(containing)}. There are: {', '.join(groups)}.")
+            raise NothingYet(f"--groups: no name contains {' or '.join(containing)}. There are: {', '.join(groups)}.")
         groups = chosen
     if len(units := {run.unit for members in groups.values() for run in members}) > 1:
         raise ConfigError("Offline runs count updates, and others frames: choose with --groups, e.g. --groups cql.")
@@ -138,6 +138,8 @@ def nice_window(frames: int) -> int:
 def _interval(groups: dict[str, list[Run]]) -> int:
     """The width of windows at whose ends all returns lie."""
     points = [run.frames.astype(np.int64) for members in groups.values() for run in members if len(run.frames)]
+    if not points:
+        raise NothingYet("No run of these groups has a return yet.")
     return int(np.gcd.reduce(np.concatenate(points)))
 
 

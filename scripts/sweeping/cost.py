@@ -6,6 +6,7 @@ Steps are agent steps, of offline runs updates.
 from __future__ import annotations
 
 import collections
+import itertools
 import statistics
 from pathlib import Path
 
@@ -45,8 +46,8 @@ def _keys(run_dir: Path) -> tuple[tuple, tuple]:
     """The arm of a run directory, and what counts for its speed, each with the kind of its environment."""
     game, arm, _ = run_dir.parts[-3:]
     kind = "Atari" if game in ROMS else game.partition("-")[0]  # MinAtar's games are alike, too
-    agent, _, *rest = arm.split("-")  # the head, preset, torso, bindings
-    return (kind, arm), (kind, agent, *(part for part in rest if "=" not in part))
+    parts = list(itertools.takewhile(lambda part: "=" not in part, arm.split("-")))  # agent, head, preset, torso
+    return (kind, arm), (kind, *parts[:1], *parts[2:])
 
 
 def table(runs: list[Run], base_dir: str, jobs: int, told: float | None) -> list[str]:
