@@ -116,8 +116,10 @@ def make_update(learner: Learner, agent, network, head, replay_ratio: float):
         params = optax.apply_updates(state.params, changes)
         updates = state.updates + 1
         target_params = _copied(params, state.target_params, updates % target_period == 0)
+        # Of a batch without any transition, which is of weight 0, there is nothing to tell.
+        share = batch.weight / jnp.maximum(jnp.sum(batch.weight), jnp.finfo(jnp.float32).tiny)
         metrics = {
-            **{name: jnp.average(item, weights=batch.weight) for name, item in items.items()},
+            **{name: jnp.sum(share * item) for name, item in items.items()},
             "weight": jnp.mean(batch.weight),
             "grad_norm": optax.tree.norm(grads),
         }

@@ -89,7 +89,7 @@ class Replay:
             r_t=zeros(dtype=jnp.float32),
             terminated=zeros(dtype=bool),
             first=zeros(dtype=bool),
-            observation=zeros(*shape, dtype=dtype),
+            observation=zeros(*shape, dtype=jax.dtypes.canonicalize_dtype(dtype)),  # JAX has no float64
         )
         return ReplayState(steps, jnp.int32(0), jnp.int32(0), self.sampler.init(rows, num_envs))
 

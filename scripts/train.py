@@ -94,8 +94,8 @@ def main(argv=None) -> int:
     todo = [job for job in wanted if not job.finished or not job.intact()]
     if not todo:
         return 0
-    for job in todo:  # one that cannot go on is not touched
-        newest_intact(job.run_dir, report=lambda line: None)
+    # One that cannot go on is not touched. Damage is reported later, by the run that falls back to this checkpoint.
+    todo = [job._replace(checkpoint=newest_intact(job.run_dir, report=lambda line: None)[0]) for job in todo]
 
     trainers = of_each(todo, trainer or build(todo[0].cfg.experiment))
     with contextlib.ExitStack() as locks:

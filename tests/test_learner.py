@@ -118,6 +118,16 @@ def naive_adam(params, grads, m, v, count, learning_rate=1e-2, b1=0.9, b2=0.999,
 
 
 @each_head
+def test_a_batch_without_a_transition_changes_nothing(head):
+    """Uniform gives an item weight 0 where it found no transition; of one alone all metrics are finite."""
+    update, state = build(head, learner=Learner(optax.sgd(1.0)))
+    batch = transitions(1)._replace(weight=jnp.zeros(1, jnp.float32))
+    after, _, metrics = jax.jit(update)(state, batch)
+    assert_close(after.params, state.params)
+    assert all(np.isfinite(value) for value in metrics.values()) and metrics["weight"] == 0
+
+
+@each_head
 @pytest.mark.parametrize("double", [False, True], ids=["dqn", "double"])
 def test_update_is_the_naive_one(head, double):
     """Three updates, with a copy to the target network after the second."""

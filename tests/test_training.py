@@ -127,6 +127,12 @@ def test_finished_extended_and_refused(run_dir, tmp_path, capsys):
     assert [start["agent_steps"] for start in manifest["resumed"]] == [200]
     assert manifest["settings"]["Experiment.total_steps"] == "300"
 
+    (run_dir / "checkpoints/300/state.safetensors").write_bytes(b"")
+    assert train.main(pong(run_dir, 304)) == 0
+    assert "goes on at 200" in capsys.readouterr().out
+    manifest = json.loads((run_dir / "manifest.json").read_text())
+    assert [start["agent_steps"] for start in manifest["resumed"]] == [200, 200]
+
 
 def test_evaluates_and_exports(run_dir, tmp_path, capsys):
     exported = tmp_path / "params.safetensors"
