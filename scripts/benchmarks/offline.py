@@ -22,7 +22,7 @@ STEPS, GAMES = 120_000, 8  # of random play on Pong: three times what `replay/lo
 def record(folder: str) -> None:
     """Logs random play, with the few updates that a run cannot do without."""
     flags = ["--game=Pong", "--head=mse", f"--run_dir={folder}", f"--num_envs={GAMES}", f"--steps={STEPS}"]
-    flags += [f"--warmup_steps={STEPS - 8}", f"--replay_capacity={STEPS}", "--eval_episodes=1", "--log_replay"]
+    flags += [f"--warmup_steps={STEPS - 8 * GAMES}", f"--replay_capacity={STEPS}", "--eval_episodes=1", "--log_replay"]
     with contextlib.redirect_stdout(io.StringIO()):
         train.main([*flags, "--gin_bindings=Atari.max_episode_frames = 4000"])
 
