@@ -9,13 +9,19 @@ import signal
 import sys
 
 
-def arm(target: str, count: int) -> None:
-    """Replaces `module:name`: half of the calls die before it does its work, half after."""
+def find(target: str) -> tuple:
+    """The owner and the name of `module:name`, where the name is that of a function or of a method."""
     module, _, path = target.partition(":")
     *owners, name = path.split(".")
     owner = importlib.import_module(module)
     for part in owners:
         owner = getattr(owner, part)
+    return owner, name
+
+
+def arm(target: str, count: int) -> None:
+    """Replaces `module:name`: half of the calls die before it does its work, half after."""
+    owner, name = find(target)
     function, calls = getattr(owner, name), 0
 
     def dying(*args, **kwargs):

@@ -10,7 +10,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_resume import assert_same_run, command
+from killed import find
+from test_resume import INSTANTS, assert_same_run, command
 from test_training import catch
 
 from agents import config, launch, logger
@@ -97,7 +98,7 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path):
 
 PHASES = {
     "acting": "agents.actor:Actor.send",
-    "learning": "agents.trainer:Trainer.learn",
+    "learning": "agents.loop:learn",
     "storing": "agents.run:Run.recv",
     "logging": "agents.report:Report.log_point",
     "diagnosing": "agents.report:Report.diagnosis",
@@ -112,6 +113,11 @@ PHASES = {
 SOME = ("evaluating", "writing")
 
 
+def test_every_place_to_die_in_is_there():
+    """Slow tests name them; what was renamed shows here."""
+    assert all(callable(getattr(*find(target))) for target in {*PHASES.values(), *INSTANTS})
+
+
 @pytest.mark.parametrize("phases", [SOME, pytest.param(tuple(PHASES), marks=pytest.mark.slow)], ids=["some", "every"])
 def test_sigterm_in_any_phase_changes_no_bit(phases, tmp_path, monkeypatch):
     """Each start is interrupted in another phase; the signal is obeyed and all is saved."""
@@ -120,10 +126,7 @@ def test_sigterm_in_any_phase_changes_no_bit(phases, tmp_path, monkeypatch):
     assert train.main(expected) == 0
     for target in map(PHASES.get, phases):
         with monkeypatch.context() as patch:
-            module, _, path = target.partition(":")
-            owner, name = sys.modules[module], path
-            if "." in path:
-                owner, name = getattr(owner, path.partition(".")[0]), path.partition(".")[2]
+            owner, name = find(target)
             function, sent = getattr(owner, name), []
 
             def signalling(*args, function=function, sent=sent, **kwargs):

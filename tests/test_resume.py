@@ -102,7 +102,7 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
 # Where a run may die, and at most how many calls of it belong to one start of the run below.
 INSTANTS = {
     "agents.run:Run.recv": 200,
-    "agents.trainer:Trainer.learn": 200,
+    "agents.loop:learn": 200,
     "agents.games:Games.restore": 1,
     "agents.logger:Logger.write": 20,
     "agents.logger:Logger.offsets": 3,
