@@ -37,11 +37,11 @@ from networks.q_network import QNetwork
 from networks.torsos import NatureCNN, xavier_uniform
 from networks.value_heads import HLGauss, Scalar, TwoHot
 
-FREQUENCY, LEARNING_RATE = 1e5, 1e-3
+FREQUENCY = 1e5
 OFFSETS = (0, 8, 16, 24, 32)
 HEADS = {"MSE": Scalar(), "Two-Hot": TwoHot(-40.0, 40.0, 101), "HL-Gauss": HLGauss(-40.0, 40.0, 101)}
-FULL = {"images": 50_000, "batch_size": 512, "steps": 5_000, "seeds": 30}
-REDUCED = {"images": 500, "batch_size": 64, "steps": 2_000, "seeds": 3}  # as many images as are learned in that time
+FULL = {"images": 50_000, "batch_size": 512, "steps": 5_000, "seeds": 30, "learning_rate": 1e-3}
+REDUCED = {**FULL, "images": 500, "batch_size": 64, "steps": 2_000, "seeds": 3}  # images that are learned in that time
 POINTS = 20  # measurements per phase
 
 
@@ -69,11 +69,11 @@ def fit(head, pictures, y, seeds, args, report):
       pictures: uint8 [images, 32, 32, 3].
       y: targets without their offsets [seeds, phases, images].
       seeds: their numbers.
-      args: batch_size and steps per phase.
+      args: batch_size, steps per phase, and learning_rate.
       report: called with the number of each phase.
     """
     network = QNetwork(num_actions=1, num_logits=head.num_logits, torso=NatureCNN())
-    optimizer = optax.adam(LEARNING_RATE)
+    optimizer = optax.adam(args.learning_rate)
     predict = lambda params, x: head.decode(network.apply(params, x[:, None])[0][:, 0])
 
     def update(params, state, key, x, target):
@@ -145,6 +145,7 @@ def parse_args(argv) -> argparse.Namespace:
     add("--batch_size", type=int, help="images per step (default: 64)")
     add("--steps", type=int, help="per phase (default: 2000)")
     add("--seeds", type=int, help="number of seeds (default: 3)")
+    add("--learning_rate", type=float, help="of Adam (default: 0.001, the paper's)")
     add("--csv", type=launch.path, metavar="FILE", help="draw an earlier mse.csv again, instead of training")
     add("--seeds_at_once", type=int, help="in one batched computation (default: 1 on a CPU, else all)")
     args = parser.parse_args(argv)
@@ -160,6 +161,8 @@ def parse_args(argv) -> argparse.Namespace:
     for name, most in bounds.items():
         if not 1 <= getattr(args, name) <= most:
             parser.error(f"--{name} lies between 1 and {most:,}; got {getattr(args, name)}")
+    if not 0 < args.learning_rate <= 1:
+        parser.error(f"--learning_rate lies between 0 and 1; got {args.learning_rate}")
     if args.output.exists() and not args.output.is_dir():
         parser.error(f"--output: {args.output} is no folder")
     return args
@@ -172,7 +175,9 @@ def study(args) -> list[dict]:
         raise ConfigError(f"There are {len(pictures):,} images: pass --images {len(pictures)} or less.")
     args.output.mkdir(parents=True, exist_ok=True)  # where it cannot be, that is said before training
     print(
-        f"{args.images:,} images, {args.steps:,} steps of {args.batch_size} per phase, {args.seeds} seeds", flush=True
+        f"{args.images:,} images, {args.steps:,} steps of {args.batch_size} per phase, {args.seeds} seeds, "
+        f"Adam at {args.learning_rate:g}",
+        flush=True,
     )
     y, rows = targets(pictures, args.seeds), []
     for loss, head in HEADS.items():

@@ -113,7 +113,18 @@ def test_the_published_figure_is_drawn_again(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "flag", ["--steps=0", "--seeds=99999999", "--images=60000", "--batch_size=x", "--output=", "--csv=a --full"]
+    "flag",
+    [
+        "--steps=0",
+        "--seeds=99999999",
+        "--images=60000",
+        "--batch_size=x",
+        "--learning_rate=0",
+        "--learning_rate=nan",
+        "--output=",
+        "--csv=a --full",
+        "--csv=a --learning_rate=0.1",
+    ],
 )
 def test_bad_flags(flag, tmp_path):
     with pytest.raises(SystemExit) as exit:
