@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 import synthetic_images as images
 from agents.config_checks import ConfigError
@@ -121,9 +122,11 @@ def draw(rows: list[dict], steps: int) -> Figure:
         axes.axvline(phase * steps, color="0.5", linewidth=0.6)
         axes.annotate(f"b = {offset}", (phase * steps, 1.01), xycoords=("data", "axes fraction"), fontsize=8)
     axes.set(xlabel="steps", ylabel="MSE on all images", yscale="log")
-    axes.yaxis.set_major_formatter("{x:g}")  # powers would be maths, which the style of figures turns off
+    axes.yaxis.set(
+        major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter=NullFormatter()
+    )  # powers would be maths, which the style of figures turns off
     axes.margins(x=0)
-    axes.legend(loc="upper left")
+    figure.legend(loc="outside lower center", ncols=len(HEADS))
     return figure
 
 
