@@ -11,10 +11,10 @@ def make_diagnose(agent, network, head, sample, num_batches: int):
     """Returns `diagnose(state, replay_state, key) -> (metrics, targets)` on several batches, B states in all.
 
     The metrics are the paper's motive for classification. Of the features [B, d] of the online network:
-    `dormant_units`, the fraction of units whose mean activation is below 0.025 of the layer's mean (Sokar et al. 2023,
-    https://arxiv.org/abs/2302.12902), and `effective_rank`, the number of singular values that carry 99 % of their sum
-    (Kumar et al. 2021, https://arxiv.org/abs/2010.14498). Then what the network itself sows in its collection
-    "diagnostics", each entry of a vector by its number. `targets` are the scalar TD targets [B].
+    `dormant_units`, the fraction of units whose mean activation is at most 0.025 of the layer's mean (Sokar et al.
+    2023, https://arxiv.org/abs/2302.12902), and `effective_rank`, the number of singular values that carry 99 % of
+    their sum (Kumar et al. 2021, https://arxiv.org/abs/2010.14498; 0 if all are 0). Then what the network itself sows
+    in its collection "diagnostics", each entry of a vector by its number. `targets` are the scalar TD targets [B].
     """
 
     @jax.jit
@@ -32,7 +32,7 @@ def make_diagnose(agent, network, head, sample, num_batches: int):
         carried = jnp.cumsum(singular_values) / jnp.sum(singular_values)
         return {
             "dormant_units": jnp.mean(activity <= 0.025 * jnp.mean(activity)),
-            "effective_rank": 1 + jnp.sum(carried < 0.99),
+            "effective_rank": jnp.where(jnp.any(singular_values > 0), 1 + jnp.sum(carried < 0.99), 0),
         }
 
     def diagnose(state, replay_state, key):

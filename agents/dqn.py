@@ -77,9 +77,19 @@ class DQN:
         return self.epsilon_train + (self.epsilon_initial - self.epsilon_train) * max(left, 0.0)
 
     def act(self, network, head, params, observation, key, epsilon, noise: bool = True):
-        """Chooses actions [N] int32 for observations [N, stack, ...], each random with probability epsilon.
+        """Chooses actions, each at random with probability epsilon.
 
-        `noise` moves the weights of noisy layers, if the network has any.
+        Args:
+          network: the Q-network.
+          head: its value head.
+          params: parameters.
+          observation: [N, stack, ...].
+          key: random key.
+          epsilon: exploration rate.
+          noise: whether to move the weights of noisy layers, if the network has any.
+
+        Returns:
+          The actions, int32 [N].
         """
         random_key, choice_key, noise_key = jax.random.split(key, 3)
         logits, _ = network.apply(params, observation, rngs={"noise": noise_key} if noise else {})

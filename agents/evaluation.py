@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 from functools import cache, partial
 from pathlib import Path
@@ -30,20 +31,23 @@ def evaluate(environment, act, params, episodes: int, epsilon: float, entropy=(0
 
     Returns:
       The raw returns [episodes], fewer if it was stopped.
+
+    Raises:
+      GameError: if a game fails.
     """
     num_envs = min(episodes, 16)
     actor = Actor(environment, num_envs, partial(act, noise=False), *entropy, EVALUATION)
     left = np.full(num_envs, episodes // num_envs) + (np.arange(num_envs) < episodes % num_envs)
     returns = []
-    actor.reset()
-    while left.any() and not stop():
-        actor.send(params, epsilon)
-        _, finished = actor.recv()
-        for episode in finished:
-            if left[episode.game]:
-                left[episode.game] -= 1
-                returns.append(episode.episode_return)
-    actor.close()
+    with contextlib.closing(actor):
+        actor.reset()
+        while left.any() and not stop():
+            actor.send(params, epsilon)
+            _, finished = actor.recv()
+            for episode in finished:
+                if left[episode.game]:
+                    left[episode.game] -= 1
+                    returns.append(episode.episode_return)
     return np.array(returns)
 
 

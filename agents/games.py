@@ -49,9 +49,9 @@ class Games:
         seeds = {interval: environments.seeds(len(intervals), *self._entropy, interval) for interval in set(intervals)}
         return np.array([seeds[interval][game] for game, interval in enumerate(intervals)])
 
-    def _call(self, function, **options):
+    def _call(self, function, *args, **options):
         try:
-            return function(**options)
+            return function(*args, **options)
         except Exception as error:
             cause = "".join(traceback.format_exception(error)).strip()
             raise GameError(
@@ -60,9 +60,13 @@ class Games:
             ) from error
 
     def send(self, actions: np.ndarray) -> None:
-        """Sets the games going; actions are [N]."""
+        """Sets the games going; actions are [N].
+
+        Raises:
+          GameError: if a game fails.
+        """
         self._actions.append(actions)
-        self._envs.send(actions)
+        self._call(self._envs.send, actions)
 
     def recv(self):
         """Waits for the games; returns observations [N, stack, ...], rewards, terminated and truncated [N].
@@ -97,7 +101,7 @@ class Games:
         self._seeded_at, self.over = saved["seeded_at"].copy(), saved["over"].copy()
         observation = self._reseed(self._seeded_at >= 0)  # those seeded later start again when their time comes
         for count, actions in enumerate(self._actions, start=self._seeded_at.min() + 1):
-            self._envs.send(actions)
+            self._call(self._envs.send, actions)
             observation, *_ = self._call(self._envs.recv)
             seeded = self._seeded_at == count
             if seeded.any():

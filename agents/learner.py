@@ -35,7 +35,8 @@ class Learner:
     Args:
       optimizer: an optax optimizer.
       batch_size: transitions per update.
-      target_period_steps: agent steps between copies of the parameters to the target network.
+      target_period_steps: agent steps between copies of the parameters to the target network, the first one so long
+        after the first update. (Dopamine's first copy is at a multiple of the period: 24,000 steps, not 28,000.)
       max_grad_norm: clips the gradient to this global norm; None does not.
       num_devices: devices of this host that share each batch; the replay lies on the first of them.
     """

@@ -26,6 +26,8 @@ class Policy:
       network: the Q-network.
       params: its parameters.
       agent_steps: agent steps of training behind them.
+      head: the value head.
+      act: compiled function `act(params, observation, key, epsilon, noise) -> actions [N]`.
     """
 
     experiment: Experiment

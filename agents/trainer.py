@@ -32,6 +32,15 @@ class Trainer:
     Args:
       experiment: all settings.
 
+    Attributes:
+      network: the Q-network.
+      act: compiled function `act(params, observation, key, epsilon, noise) -> actions [N]`.
+      state: the learner's state, `learner.TrainState`.
+      replay_state: the ring, `ring.ReplayState`; None until it is allocated.
+      agent_steps: agent steps stored so far.
+      updates: gradient steps made so far.
+      torso_origin: the checkpoint that a linear probe's torso is from, None without.
+
     Raises:
       ConfigError: if the network does not fit the environment.
       MemoryError: if the replay or the network cannot fit; nothing is allocated then.

@@ -28,6 +28,16 @@ def to_image(observation, dtype):
     return image / 255 if observation.dtype == jnp.uint8 else image
 
 
+def flatten(positions):
+    """Turns [B, h, w, c] into [B, h * w * c]; refuses images of which the convolutions have left nothing."""
+    if not positions.size:
+        raise ValueError(
+            "its images are too small for the convolutions of this torso, which leave nothing of them. Take larger "
+            "images, NatureCNN.padding = 'SAME', or --torso mlp."
+        )
+    return positions.reshape(positions.shape[0], -1)
+
+
 class NatureCNN(nn.Module):
     """The convolutional torso of Mnih et al. 2015 (https://www.nature.com/articles/nature14236): d = 512.
 
@@ -57,7 +67,7 @@ class NatureCNN(nn.Module):
                 features, (size, size), stride, padding=self.padding, kernel_init=self.kernel_init, dtype=dtype
             )
             x = activation(conv(x))
-        x = dense(512, self.noise, kernel_init=self.kernel_init, dtype=dtype)(x.reshape(x.shape[0], -1))
+        x = dense(512, self.noise, kernel_init=self.kernel_init, dtype=dtype)(flatten(x))
         return activation(x)
 
 
@@ -122,7 +132,7 @@ class ImpalaCNN(nn.Module):
     def __call__(self, observation):
         """Maps observations [B, stack, ...] to features [B, hidden]."""
         x = self.encoder(observation)
-        x = dense(self.hidden, self.noise, kernel_init=self.kernel_init, dtype=x.dtype)(x.reshape(x.shape[0], -1))
+        x = dense(self.hidden, self.noise, kernel_init=self.kernel_init, dtype=x.dtype)(flatten(x))
         return nn.relu(x)
 
 
@@ -144,7 +154,7 @@ class MinAtarCNN(nn.Module):
         activation = lambda x: nn.relu(nn.LayerNorm(dtype=dtype)(x) if self.layer_norm else x)
         x = to_image(observation, dtype)
         x = activation(nn.Conv(16, (3, 3), padding="VALID", kernel_init=self.kernel_init, dtype=dtype)(x))
-        return activation(dense(128, self.noise, kernel_init=self.kernel_init, dtype=dtype)(x.reshape(x.shape[0], -1)))
+        return activation(dense(128, self.noise, kernel_init=self.kernel_init, dtype=dtype)(flatten(x)))
 
 
 class MLP(nn.Module):

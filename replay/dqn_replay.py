@@ -3,8 +3,9 @@
 A folder holds for each checkpoint k the files `$store$_observation_ckpt.k.gz`, `..._action_...`, `..._reward_...`,
 `..._terminal_...` and `add_count_ckpt.k.gz`, each a compressed NumPy array (Dopamine, replay_memory/
 circular_replay_buffer.py). A row there is an observation, the action that was chosen in it and what came of that;
-before an episode Dopamine puts three rows of zeros to pad its stacks with. An episode that ended by a time limit is not
-marked: it cannot be told from the next one.
+before an episode Dopamine puts three rows of zeros to pad its stacks with. The Dopamine of the data set marks every
+episode's last row as terminal (`DQNAgent.end_episode`), also where a time limit has cut it, so that nothing is
+bootstrapped from there. Later versions do not mark a cut: in their files the episode runs into the next one.
 """
 
 from __future__ import annotations

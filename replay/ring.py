@@ -58,7 +58,7 @@ class Replay:
     """Settings of the ring.
 
     Args:
-      capacity: number of transitions kept, over all games.
+      capacity: number of transitions kept, over all games; an episode's first observation takes the place of one.
       sampler: which of them are drawn, `samplers.Uniform` or `samplers.Prioritized`.
     """
 

@@ -17,17 +17,32 @@ class Sampler:
     """The interface of samplers. The default keeps nothing."""
 
     def init(self, rows: int, num_envs: int):
-        """Returns what the sampler keeps, for an empty ring of `rows` rows of N games."""
+        """Returns what the sampler keeps, a pytree of arrays, for an empty ring of `rows` rows of N games."""
         del rows, num_envs
         return ()
 
     def add(self, state, stack: int, n_step: int):
-        """Returns what it keeps after a row has been written to the ring `state`."""
+        """Returns what it keeps after a row has been written.
+
+        Args:
+          state: the `ring.ReplayState` with that row, and with what was kept before.
+          stack, n_step: of the transitions that are drawn; a row completes the one n_step rows before it.
+        """
         del stack, n_step
         return state.priorities
 
     def draw(self, state, key, batch_size: int, stack: int, n_step: int):
-        """Draws transitions, with replacement; returns row, game and weight of the loss of each, all [B]."""
+        """Draws transitions with replacement.
+
+        Args:
+          state: the `ring.ReplayState`.
+          key: random key.
+          batch_size: B.
+          stack, n_step: the frames of a state, and the rewards of a transition: both must be in the ring.
+
+        Returns:
+          Row of s_t and game, int32 [B], and the factor of each loss, float32 [B], 0 where no transition was found.
+        """
         raise NotImplementedError
 
     def update(self, priorities, index, items):
@@ -35,8 +50,8 @@ class Sampler:
 
         Args:
           priorities: what it kept before.
-          index: the leaves row * N + game of the transitions of the update [B].
-          items: loss, excess_loss and td_error of each [B].
+          index: row * N + game of the transitions of the update, int32 [B].
+          items: a dict with loss, excess_loss and td_error of each, float32 [B].
         """
         del index, items
         return priorities

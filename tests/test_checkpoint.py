@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -316,5 +315,5 @@ def test_games_that_depend_on_more_than_seeds_are_told():
     saved = jax.tree.map(np.array, actor.save())
     assert actor.restore(saved)
     assert not actor.restore({**saved, "observation": saved["observation"] + 1})
-    assert SimpleNamespace(first=actor.reset().first).first.all()
+    assert actor.reset().first.all()
     actor.close()

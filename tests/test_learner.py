@@ -427,6 +427,11 @@ def test_effective_rank_is_numpys():
     assert int(diagnose(features)[0]["effective_rank"]) == expected
 
 
+def test_dead_features_have_rank_0():
+    metrics, _ = diagnose(np.zeros((6, 4)))
+    assert int(metrics["effective_rank"]) == 0 and float(metrics["dormant_units"]) == 1
+
+
 def test_dormant_units():
     """Below 0.025 of the layer's mean activity: here two silent units and one nearly so; a fourth is just alive."""
     activity = np.array([0.0, 0.0, 0.01, 0.015, 1.0, 1.0, 1.0, 1.0])

@@ -683,6 +683,17 @@ def test_vectors_are_no_images(name):
         jax.eval_shape(small(name).init, jax.random.key(0), jnp.zeros((1, 1, 4)))
 
 
+@pytest.mark.parametrize(
+    "torso, size", [(NatureCNN(padding="VALID"), 35), (MinAtarCNN(), 2)], ids=["nature", "minatar"]
+)
+def test_images_too_small_for_convolutions_are_refused(torso, size):
+    """With one pixel more they fit."""
+    init = lambda size: jax.eval_shape(torso.init, jax.random.key(0), jnp.zeros((1, 4, size, size)))
+    init(size + 1)
+    with pytest.raises(ValueError, match="images are too small.*--torso mlp"):
+        init(size)
+
+
 # Imports
 
 OURS = {"scripts", "agents", "networks", "replay"}

@@ -79,6 +79,16 @@ def test_hl_gauss_symlog_is_the_listing_on_a_log_scale():
     np.testing.assert_allclose(encode(head, y), p, atol=1e-5)
 
 
+@pytest.mark.parametrize("head", [TwoHot, HLGauss])
+@pytest.mark.parametrize("symlog, expected, atol", [(False, 1.0, 2e-2), (True, math.expm1(math.log(101) / 100), 1e-3)])
+def test_what_varying_returns_decode_to(head, symlog, expected, atol):
+    """Their mean; with symlog the smaller one of that transform, here of 99 returns of 0 and one of 100."""
+    head = head(-1000.0, 1000.0, 255, symlog=symlog)
+    target = encode(head, [0.0] * 99 + [100.0]).mean(axis=0)
+    optimum = jnp.log(target)  # of the cross-entropy
+    assert float(head.decode(optimum)) == pytest.approx(expected, abs=atol)
+
+
 def test_hl_gauss_golden_facts():
     # The bias of the truncated Gaussian near the edge, as in the paper; widening removes it.
     np.testing.assert_allclose(encode_decode(HLGauss(), [9.8, 10.0, -10.0]), [9.657, 9.729, -9.729], atol=1e-3)
