@@ -152,6 +152,23 @@ def newest(run_dir, verified: bool = False) -> Checkpoint | None:
     return None
 
 
+def named(path) -> tuple[Path, Checkpoint | None]:
+    """What a path names: a run directory, of which the newest checkpoint is taken, or one checkpoint of it.
+
+    Returns:
+      The run directory, and the checkpoint, whose state is intact; None if there is none.
+
+    Raises:
+      replay.log.DamagedError: if the one that is named is not there, or its state is not as it was written.
+    """
+    path = Path(path)
+    if path.parent.name != "checkpoints" or not path.name.isdecimal():
+        return path, newest(path, verified=True)
+    checkpoint = Checkpoint(path)
+    checkpoint.verify(replay=False)
+    return path.parents[1], checkpoint
+
+
 def newest_intact(run_dir, report=print) -> tuple[Checkpoint | None, list[Path]]:
     """The newest checkpoint of which every file is as it was written, None if there is none; and later, damaged ones.
 

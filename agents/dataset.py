@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from agents.config_checks import ConfigError
-from agents.recording import Recording, find, recorded_rows
+from agents.recording import Recording, find, game_of, read_manifest, recorded_rows
 from replay.log import DamagedError
 from replay.ring import TimeStep
 
@@ -63,6 +63,11 @@ class Dataset:
         """
         return int(self.fraction * sum(recorded_rows(path) for path in find(self.paths))) + 1
 
+    def check_game(self, environment) -> None:
+        """Raises ConfigError if there is no log, or none of an environment's game; reads manifests only."""
+        if environment.name not in (games := sorted({game_of(read_manifest(path)[0]) for path in find(self.paths)})):
+            raise ConfigError(f"--dataset: no log is of {environment.name}; there are {', '.join(games)}.")
+
     def open(self, environment, observation, num_actions: int, agent) -> Episodes:
         """Reads everything but the observations, checks it, and chooses episodes.
 
@@ -76,9 +81,8 @@ class Dataset:
           ConfigError: if there is nothing to learn from, or it is of something else.
           replay.log.DamagedError: if a file is not as it was written.
         """
+        self.check_game(environment)
         recordings = [Recording(path) for path in find(self.paths)]
-        if environment.name not in (games := sorted({recording.game for recording in recordings})):
-            raise ConfigError(f"--dataset: no log is of {environment.name}; there are {', '.join(games)}.")
         for recording in recordings:
             recording.check(environment, observation, num_actions)
         return Episodes(self, recordings, environment, agent)

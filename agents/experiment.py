@@ -150,7 +150,7 @@ class Experiment:
         if self.updates_due(learning_ends) < self.updates_per_call:
             raise ValueError(
                 f"The run has {self.total_steps:,} agent steps and a warm-up of {self.warmup_steps:,}: nothing would "
-                "be learned. Raise --steps or lower --warmup_steps."
+                "be learned. Raise --steps (or --frames) or lower --warmup_steps."
             )
         minimum = (self.agent.n_step + self.environment.stack + 2) * self.num_envs
         if self.warmup_steps < minimum:

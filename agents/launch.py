@@ -69,6 +69,11 @@ def refuse_empty(parser, args) -> None:
             parser.error(f"--{name} is empty")
 
 
+def listed(text: str) -> list[str]:
+    """The parts of a list with commas, e.g. 'Pong, Breakout'."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def printable(text: str) -> str:
     """Text as one line, without what would steer a terminal."""
     line = " ".join(filter(None, (part.strip() for part in text.splitlines())))

@@ -13,7 +13,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from agents import config
-from agents.checkpoint import checkpoints, newest
+from agents.checkpoint import checkpoints, named
 from agents.experiment import Experiment
 
 
@@ -26,6 +26,7 @@ class Policy:
       network: the Q-network.
       params: its parameters.
       agent_steps: agent steps of training behind them.
+      run_dir: the run they are from, if any.
       head: the value head.
       act: compiled function `act(params, observation, key, epsilon, noise) -> actions [N]`.
     """
@@ -34,6 +35,7 @@ class Policy:
     network: Any
     params: Any
     agent_steps: int
+    run_dir: Path | None = None
 
     def __post_init__(self):
         agent, head = self.experiment.agent, self.experiment.head
@@ -61,25 +63,26 @@ class Policy:
         return np.asarray(self._logits(self.params, observation))
 
 
-def load(run_dir, allow_import=()) -> Policy:
-    """Loads the newest intact checkpoint of a run. Nothing that is in the directory is executed.
+def load(path, allow_import=()) -> Policy:
+    """Loads the newest intact checkpoint of a run, or the one that is named. Nothing in the directory is executed.
 
     Args:
-      run_dir: the run directory.
+      path: the run directory, or `<run directory>/checkpoints/<steps>`.
       allow_import: packages that its config may import, e.g. with an environment of one's own.
 
     Raises:
       ConfigError: if its config names anything else.
-      FileNotFoundError: if `run_dir` is no run directory, or has no checkpoint.
+      FileNotFoundError: if there is no run directory, or it has no checkpoint.
+      replay.log.DamagedError: if the checkpoint that is named is not there, or not as it was written.
     """
-    path = Path(run_dir)
-    if not (path / "config.gin").is_file():
+    run_dir, checkpoint = named(path)
+    if not (run_dir / "config.gin").is_file():
         raise FileNotFoundError(f"{run_dir} is not a run directory: it has no config.gin.")
-    checkpoint = newest(path, verified=True)
     if checkpoint is None:
-        damaged = checkpoints(path)
+        damaged = checkpoints(run_dir)
         raise FileNotFoundError(f"{run_dir} has no {'intact checkpoint' if damaged else 'checkpoint yet'}.")
-    experiment = config.load([path / "config.gin"], allow_import=allow_import).experiment
+    experiment = config.load([run_dir / "config.gin"], allow_import=allow_import).experiment
     network, observation = experiment.build_network()
     params = jax.eval_shape(network.init, jax.random.key(0), observation)
-    return Policy(experiment, network, checkpoint.restore("learner/params", params), checkpoint.agent_steps)
+    params = checkpoint.restore("learner/params", params)
+    return Policy(experiment, network, params, checkpoint.agent_steps, run_dir)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import flax.linen as nn
 import jax
 
 from agents import run_directory
-from agents.checkpoint import Checkpoint, newest
+from agents.checkpoint import named
 from agents.config_checks import ConfigError
 from agents.learner import TrainState
 from replay.log import DamagedError
@@ -29,11 +28,12 @@ def torso_of(source: str, torso: nn.Module, settings: dict[str, str], like):
     Raises:
       ConfigError: if there is no run with a checkpoint, or its torso is another one.
     """
-    path = Path(source)
-    run_dir = path.parents[1] if path.parent.name == "checkpoints" and path.name.isdecimal() else path
+    try:
+        run_dir, checkpoint = named(source)
+    except DamagedError as error:
+        raise ConfigError(f"--freeze_torso: {error}.") from error
     manifest = run_directory.read_manifest(run_dir)
-    checkpoint = _checkpoint(path, run_dir) if manifest else None
-    if checkpoint is None:
+    if checkpoint is None or not manifest:
         raise ConfigError(f"--freeze_torso: {source} holds no run with an intact checkpoint.")
     theirs = manifest["settings"]
     parts = {name for name in settings if name.partition(".")[0] in _modules(torso)} | {"QNetwork.torso"}
@@ -46,17 +46,6 @@ def torso_of(source: str, torso: nn.Module, settings: dict[str, str], like):
         raise ConfigError(f"--freeze_torso: the torso of {source} is another one: {'; '.join(different)}.")
     origin = {"checkpoint": str(checkpoint.path), "state_sha256": checkpoint.state_sha256}
     return checkpoint.restore("learner/params/params/torso", like), origin
-
-
-def _checkpoint(path: Path, run_dir: Path) -> Checkpoint | None:
-    if path == run_dir:
-        return newest(run_dir, verified=True)
-    try:
-        checkpoint = Checkpoint(path)
-        checkpoint.verify(replay=False)
-        return checkpoint
-    except DamagedError as error:
-        raise ConfigError(f"--freeze_torso: {error}.") from error
 
 
 def _modules(module: nn.Module) -> set[str]:

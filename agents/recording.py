@@ -53,6 +53,24 @@ def _seen(path: str, seen: set[str]) -> bool:
     return again
 
 
+def read_manifest(path: Path) -> tuple[dict, bool]:
+    """Settings of the environment that the log of a run is of, and whether it was converted from Dopamine's files.
+
+    Raises:
+      ConfigError: if its manifest cannot be read.
+    """
+    try:
+        manifest = read_json(path / MANIFEST)
+        return dict(manifest["protocol"]), "converted_from" in manifest
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path / MANIFEST} cannot be read, or names no protocol ({error!r}).") from error
+
+
+def game_of(protocol: dict) -> str:
+    """Name of the task of an environment's settings, as `environment.name`."""
+    return task_name(str(protocol.get("game") or protocol.get("id", "")))
+
+
 def recorded_rows(path: Path) -> int:
     """Rows of all games in the log of a run; 0 if it has none."""
     checkpoint = newest(path)
@@ -85,11 +103,7 @@ class Recording:
 
     def __init__(self, path: Path):
         self.path = path
-        try:
-            manifest = read_json(path / MANIFEST)
-            self.protocol, self.converted = dict(manifest["protocol"]), "converted_from" in manifest
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path / MANIFEST} cannot be read, or names no protocol ({error!r}).") from error
+        self.protocol, self.converted = read_manifest(path)
         checkpoint = newest(path)
         if checkpoint is None:
             raise ConfigError(f"{path} has no checkpoint, to which a log belongs.")
@@ -105,7 +119,7 @@ class Recording:
     @property
     def game(self) -> str:
         """Name of its task, as `environment.name`."""
-        return task_name(str(self.protocol.get("game") or self.protocol.get("id", "")))
+        return game_of(self.protocol)
 
     @property
     def observation(self) -> np.ndarray:

@@ -46,7 +46,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     )
     add("--window", type=int, help="frames over which returns are averaged (default: 1,000,000; runs below 20 M: less)")
     add("--frames", type=int, help="compare up to here; shorter runs are left out (default: as far as all groups go)")
-    add("--updates", type=int, dest="frames", help="the same, of offline runs")
+    add("--updates", type=int, help="the same, of offline runs")
     add(
         "--normalise",
         choices=analysis.NORMALISE,
@@ -57,7 +57,13 @@ def parse_args(argv=None) -> argparse.Namespace:
     add("--watch", nargs="?", type=float, const=60, metavar="SECONDS", help="repeat, by default every minute")
     args = parser.parse_args(argv)
     launch.refuse_empty(parser, args)
-    for name, most in (("window", 10**15), ("frames", 10**15), ("resamples", 100_000), ("watch", 10**6)):
+    for name, most in (
+        ("window", 10**15),
+        ("frames", 10**15),
+        ("updates", 10**15),
+        ("resamples", 100_000),
+        ("watch", 10**6),
+    ):
         if getattr(args, name) is not None and not 0 < getattr(args, name) <= most:
             parser.error(f"--{name} must be positive and at most {most:,}; got {getattr(args, name)}")
     return args
@@ -73,7 +79,7 @@ def read(args, problems: list[str]) -> list[runs.Run]:
         why = f" {problems[0]}" if problems else ""
         raise alignment.NothingYet(f"There are no runs in {', '.join(args.logdirs)}.{why}")
     if args.games:
-        wanted = [task_name(game) for game in args.games.split(",")]
+        wanted = [task_name(game) for game in launch.listed(args.games)]
         if unknown := sorted(set(wanted) - {run.game for run in found}):
             raise alignment.NothingYet(
                 f"--games: no run of {', '.join(unknown)}; there are {sorted({run.game for run in found})}."
@@ -85,7 +91,8 @@ def read(args, problems: list[str]) -> list[runs.Run]:
 def compare(args, output: Path) -> None:
     """Reads, computes, and replaces the results of the last comparison."""
     problems: list[str] = []
-    comparison = alignment.compare(read(args, problems), args.group_by, args.groups, args.window, args.frames)
+    until = {"frames": args.frames, "updates": args.updates}
+    comparison = alignment.compare(read(args, problems), args.group_by, args.groups, args.window, **until)
     comparison.notes[:0] = problems
     scores = analysis.read_scores(args.scores) if args.scores else None
     result = analysis.analyse(comparison, scores, args.resamples, args.normalise)

@@ -19,7 +19,7 @@ from agents import launch
 from agents.checkpoint import Checkpointer
 from agents.config_checks import ConfigError
 from agents.environments import Atari
-from agents.recording import MANIFEST
+from agents.recording import MANIFEST, game_of, read_manifest
 from replay import dqn_replay
 from replay.log import write_durably
 
@@ -67,16 +67,23 @@ def main(argv=None) -> int:
     wanted = there if args.checkpoints is None else args.checkpoints
     if missing := sorted(set(wanted) - set(there)):
         raise ConfigError(f"--checkpoints: {args.folder} lacks {missing}; it has {there[0]} to {there[-1]}.")
+    found = False
     for number in wanted:
         output = args.output / f"ckpt_{number}"
         if output.exists():
+            if (there_is := game_of(read_manifest(output)[0])) != args.game:
+                raise ConfigError(f"{output} is of {there_is}. Choose another --output for {args.game}.")
             print(f"{output} is there already.")
+            found = True
             continue
         screen = (environment.screen, environment.screen)
         if not dqn_replay.check(args.folder, number, screen, len(environment.actions())):
             print(f"No episode ends in checkpoint {number}, which is left out.")
             continue
         print(f"{output}: {convert(args.folder, number, environment, output):,} transitions", flush=True)
+        found = True
+    if not found:
+        raise ConfigError(f"No episode ends in these checkpoints of {args.folder}: there is nothing to learn from.")
     return 0
 
 

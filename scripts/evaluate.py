@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 from agents import launch, run_directory, video
 from agents import policy as policies
@@ -28,7 +27,7 @@ def main(argv=None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("run_dir", help="run directory")
+    parser.add_argument("run_dir", help="run directory, or one checkpoint of it, RUN_DIR/checkpoints/STEPS")
     parser.add_argument(
         "--episodes", type=int, default=10, help="to play (default: 10; 0 only with --video or --export)"
     )
@@ -63,7 +62,7 @@ def main(argv=None) -> int:
         mean = returns.mean()
         result |= {"mean": mean, "std": returns.std(), "human_normalised": human_normalised(environment.name, mean)}
         if policy.experiment.dataset is not None:
-            manifest = run_directory.read_manifest(Path(args.run_dir)) or {}
+            manifest = run_directory.read_manifest(policy.run_dir) or {}
             behaviour = (manifest.get("dataset") or {}).get("behaviour_return")
             result["behaviour_normalised"] = behaviour_normalised(environment.name, mean, behaviour)
         result["returns"] = returns.tolist()

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Plots the training returns of runs against frames: the mean of the last episodes, and final evaluations as dots.
+"""Plots the training returns of runs against frames: the mean of the last episodes, and evaluations as dots.
 
 example:
   python scripts/plot.py runs/RoadRunner/*/seed0 --output curves.png
@@ -21,7 +21,9 @@ from comparison import figures, runs
 
 def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("run_dirs", nargs="+", type=launch.path, help="run directories of one game")
     parser.add_argument("--output", required=True, type=launch.path, help="PNG or SVG file")
     parser.add_argument("--episodes", type=int, default=30, help="episodes in the moving mean (default: 30)")

@@ -67,7 +67,7 @@ def changes(args) -> dict:
     result = {"steps": args.steps, "updates": args.updates, "dataset": args.dataset, "preset": args.preset}
     if args.games is not None:
         # Games are written in CamelCase, sets are not.
-        result["games"] = args.games if args.games[:1].islower() else [name for name in args.games.split(",") if name]
+        result["games"] = args.games if args.games[:1].islower() else launch.listed(args.games)
     if args.seeds is not None:
         numbers = args.seeds.strip(",").split(",")
         if not all(number.isdecimal() and len(number) <= 10 for number in numbers):

@@ -218,6 +218,27 @@ def test_evaluations_compare_too(tmp_path):
     np.testing.assert_array_equal(mse.scores[:, 0], [5.0, 6.0, 7.0] * 2)
 
 
+def test_training_returns_and_evaluations_are_never_mixed(tmp_path, capsys):
+    """Tables say which they hold, reports too."""
+    small_sweep(tmp_path / "runs")
+    tables = {metric: tmp_path / f"{metric}/runs.csv" for metric in ("train", "eval")}
+    for metric, of in {"train": "training episodes", "eval": "evaluations"}.items():
+        argv = [str(tmp_path / "runs"), f"--metric={metric}", f"--output={tmp_path / metric}", "--resamples=20"]
+        assert compare.main(argv) == 0
+        assert f"Mean returns of {of} on 2 games" in (tmp_path / metric / "report.html").read_text()
+        assert {run.metric for run in runs.read(tables[metric], None, [])} == {metric}
+    both = [str(tmp_path / "runs"), str(tables["eval"]), f"--output={tmp_path / 'both'}", "--resamples=20"]
+    with pytest.raises(ConfigError, match="others of evaluations: choose with --metric"):
+        compare.main(both)
+    capsys.readouterr()
+    assert compare.main([*both, "--metric=train"]) == 0
+    assert (
+        "eval/runs.csv has returns of evaluations, not of training episodes (--metric train)" in capsys.readouterr().out
+    )
+    with pytest.raises(ConfigError, match="There are no runs in .* not of evaluations"):
+        compare.main([str(tables["train"]), "--metric=eval", f"--output={tmp_path / 'none'}"])
+
+
 def test_groups_are_what_differs(tmp_path):
     """Never pooled silently; merging is asked for, and said."""
     small_sweep(tmp_path, seeds=1)
@@ -509,6 +530,7 @@ def test_bad_input(tmp_path):
         "--groups=c51": "no name contains c51. There are: dqn-hl_gauss-quick",
         "--window=900000": "less than a window of 900,000. Lower",
         "--frames=900000000": "No run reaches",
+        "--updates=400000": "These runs count frames: pass --frames, not 400,000 of the other",
         "--group_by=depth": "no run has a setting 'depth'",
         f"--scores={tmp_path / 'Pong/dqn-mse-quick/seed0/manifest.json'}": "no CSV table",
         f"--output={tmp_path / 'Pong'}": "holds no comparison",
@@ -850,6 +872,11 @@ def test_tables_are_groups_of_their_own(tmp_path):
         (tmp_path / f"{number}.csv").write_text("\n".join(["group,game,seed,frames,return", *rows]) + "\n")
     problems = []
     found = [run for number in (1, 2) for run in runs.read(tmp_path / f"{number}.csv", None, problems)]
+    with_mark = tmp_path / "spreadsheet.csv"  # a byte order mark, as spreadsheets write it
+    with_mark.write_bytes(b"\xef\xbb\xbf" + (tmp_path / "1.csv").read_bytes())
+    assert [run.game for run in runs.read(with_mark, None, problems)] == ["Pong", "Pong"]
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    assert not runs.read(tmp_path / "other.csv", None, lines := []) and "columns group, game, seed, frames" in lines[0]
     result = alignment.compare(found)
     assert [group.name for group in result.groups] == ["dqn", f"dqn ({tmp_path / '2.csv'})"]
     assert [group.scores.mean() for group in result.groups] == [1.0, 2.0] and not problems

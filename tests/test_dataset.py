@@ -333,6 +333,11 @@ def test_dqn_replay_becomes_a_data_set(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "checkpoint 8, which is left out" in said and "checkpoint 9, which is left out" in said
     assert sorted(path.name for path in (tmp_path / "Pong").iterdir()) == ["ckpt_0", "ckpt_7"]
+    with pytest.raises(ConfigError, match="ckpt_0 is of Pong. Choose another --output for Breakout"):
+        convert.main([str(folder), "--game=Breakout", f"--output={tmp_path / 'Pong'}"])
+    with pytest.raises(ConfigError, match="No episode ends in these checkpoints"):
+        convert.main([str(folder), "--game=Pong", f"--output={tmp_path / 'none'}", "--checkpoints", "8", "9"])
+    assert not (tmp_path / "none").exists()
     paths = [str(tmp_path / "Pong")]
     data = dataset.Dataset(paths).open(PONG, np.zeros((1, 4, 84, 84), np.uint8), 6, DQN())
     assert (data.number, data.rows) == (6, 3 * len(EXPECTED))

@@ -19,6 +19,7 @@ from agents.dqn import DQN
 from agents.evaluation import behaviour_normalised
 from agents.offline import OfflineTrainer
 from networks.value_heads import C51, HLGauss, Scalar
+from replay.log import DamagedError
 from replay.ring import Transition
 from scripts import compare, evaluate, sweep, train
 from training.command_line import load, parse_args
@@ -252,6 +253,12 @@ def test_sweep_and_compare(data, tmp_path, capsys):
     flags = [str(tmp_path / "offline.gin"), "--allow_import=catch", f"--base_dir={tmp_path / 'runs'}"]
     assert sweep.main([*flags, "--dry_run"]) == 0
     assert "4 runs, 0 finished; 800 steps left in 4" in capsys.readouterr().out
+    other = (tmp_path / "offline.gin").read_text().replace("catch:Catch-v0", "CartPole-v1")
+    (tmp_path / "other.gin").write_text(other)
+    with pytest.raises(
+        config.ConfigError, match="cannot start: --dataset: no log is of CartPole-v1; there are Catch-v0"
+    ):
+        sweep.main([str(tmp_path / "other.gin"), *flags[1:], "--dry_run"])
     for seed in (0, 1):
         for head in ("mse", "hl_gauss"):
             run = [flag for flag in cql("", data, head, 200) if not flag.startswith("--run_dir")]
@@ -283,6 +290,22 @@ def test_evaluate_says_updates(data, tmp_path, capsys):
     assert evaluate.main([str(tmp_path), "--episodes=2", "--allow_import=catch"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["updates"] == 400 and "frames" not in result
+
+
+def test_evaluate_takes_an_older_checkpoint(data, tmp_path, capsys):
+    newer, older = checkpoints(data)
+    results = []
+    for path in (data, newer, older):
+        assert evaluate.main([str(path), "--episodes=2", "--allow_import=catch"]) == 0
+        results.append(json.loads(capsys.readouterr().out))
+    assert [result["agent_steps"] for result in results] == [int(path.name) for path in (newer, newer, older)]
+    assert results[0]["returns"] == results[1]["returns"]
+    kernel = lambda path: policy.load(path, ["catch"]).params["params"]["torso"]["Dense_0"]["kernel"]
+    np.testing.assert_array_equal(
+        kernel(older), Checkpoint(older).arrays("learner/params/params/torso/")["Dense_0/kernel"]
+    )
+    with pytest.raises(DamagedError, match="is missing or damaged"):
+        evaluate.main([str(older.with_name("7")), "--allow_import=catch"])
 
 
 # Linear probes

@@ -50,6 +50,7 @@ class Comparison:
       frames: end of each window [T].
       window: width of the windows in frames.
       unit: what is counted: frames, or, of offline runs, updates.
+      metric: what the returns are of, 'train' or 'eval'.
       notes: what a reader should know: what was merged, cut, left out or is missing.
     """
 
@@ -59,6 +60,7 @@ class Comparison:
     window: int
     notes: list[str]
     unit: str = "frames"
+    metric: str = "train"
 
 
 def compare(
@@ -67,6 +69,7 @@ def compare(
     containing: list[str] | None = None,
     window: int | None = None,
     frames: int | None = None,
+    updates: int | None = None,
 ) -> Comparison:
     """Brings runs to the same games and frames.
 
@@ -76,6 +79,7 @@ def compare(
       containing: only groups whose name contains one of these.
       window: width of the windows over which returns are averaged, in frames; None chooses.
       frames: compare up to here; None chooses. Runs that have not got so far are left out.
+      updates: the same, of offline runs.
 
     Raises:
       ConfigError: if nothing can be compared.
@@ -92,7 +96,11 @@ def compare(
     if len(units := {run.unit for members in groups.values() for run in members}) > 1:
         raise ConfigError("Offline runs count updates, and others frames: choose with --groups, e.g. --groups cql.")
     [unit] = units
-    frames = frames or common_frames(groups, notes)
+    if len({run.metric for members in groups.values() for run in members}) > 1:
+        raise ConfigError("Some have returns of training episodes, others of evaluations: choose with --metric.")
+    if other := {"frames": updates, "updates": frames}[unit]:
+        raise ConfigError(f"These runs count {unit}: pass --{unit}, not {other:,} of the other.")
+    frames = frames or updates or common_frames(groups, notes)
     window = _fitting_window(groups, window, frames, unit)
     number = int(frames // window)
     if number < 1:
@@ -191,7 +199,7 @@ def _align(groups: dict[str, list[Run]], window: int, number: int, notes: list[s
         told = {key: {run.settings.get(key, "-") for run in members} for key in differ}
         settings = {key: " or ".join(sorted(values)) for key, values in told.items()} if members[0].settings else {}
         made.append(Group(name, settings, members, scores[name]))
-    return Comparison(made, games, (np.flatnonzero(kept) + 1) * window, window, notes, every[0].unit)
+    return Comparison(made, games, (np.flatnonzero(kept) + 1) * window, window, notes, every[0].unit, every[0].metric)
 
 
 def _windows_with_returns(groups: dict[str, list[Run]], scores: dict, window: int, notes: list[str]) -> np.ndarray:

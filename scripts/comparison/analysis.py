@@ -103,7 +103,7 @@ def _references(comparison: Comparison, scores, normalise: str | None) -> tuple[
         note = f"No {reference} score, so not in the aggregates: {', '.join(without)}."
         note += " Pass a table with --scores to add some." if reference != "behaviour" else ""
     if reference == "behaviour" and note:
-        note += " Data sets of a game with different mean returns have none in common: see --normalise human."
+        note += " Converted data sets have none, and different ones of a game none in common: pass --normalise human."
     return unit, scores, note
 
 

@@ -12,6 +12,8 @@ import numpy as np
 from comparison import figures
 from comparison.alignment import TABLE_WINDOWS
 from comparison.analysis import Analysis
+from comparison.run import METRICS
+from comparison.tables import RETURN
 
 HEADINGS = {
     "iqm": "Interquartile mean",
@@ -70,9 +72,9 @@ def page(analysis: Analysis) -> str:
     drawn = figures.draw_all(analysis, legend=False)
     title = escape(" vs ".join(group.name for group in c.groups)) if len(c.groups) < 4 else f"{len(c.groups)} groups"
     about = (
-        f"{count(len(c.games), 'game')} up to {c.frames[-1]:,} {c.unit}, in windows of {c.window:,}. Bands and "
-        "brackets are 95 % intervals of a bootstrap over the runs of each game; tables hold the mean of the last "
-        f"{count(min(TABLE_WINDOWS, len(c.frames)), 'window')}. "
+        f"Mean returns of {METRICS[c.metric]} on {count(len(c.games), 'game')} up to {c.frames[-1]:,} {c.unit}, in "
+        f"windows of {c.window:,}. Bands and brackets are 95 % intervals of a bootstrap over the runs of each game; "
+        f"tables hold the mean of the last {count(min(TABLE_WINDOWS, len(c.frames)), 'window')}. "
         f"Made {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC."
     )
     parts = [
@@ -149,7 +151,7 @@ def write_tables(analysis: Analysis, directory: Path) -> None:
     with (directory / "runs.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         offline = ["behaviour_return"] if c.unit == "updates" else []
-        writer.writerow(["group", "game", "seed", c.unit, "return", *offline])
+        writer.writerow(["group", "game", "seed", c.unit, RETURN[c.metric], *offline])
         for group in c.groups:
             for run, scores in zip(group.runs, group.scores, strict=True):
                 more = [run.behaviour_return] if offline else []

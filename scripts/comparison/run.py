@@ -8,6 +8,7 @@ import numpy as np
 
 from agents import launch
 
+METRICS = {"train": "training episodes", "eval": "evaluations"}
 LONGEST, LARGEST = 200, 1e12  # names; returns
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, EOFError)
 
@@ -29,6 +30,7 @@ class Run(NamedTuple):
     behaviour_return: float | None = None  # of an offline run's data set
     data: tuple[str, str] | None = None  # paths of an offline run's data set, for people, and its digest
     table: str = ""  # of an earlier comparison, that it was read from
+    metric: str = "train"  # what the returns are of, one of METRICS
 
     def windows(self, width: int, number: int) -> np.ndarray:
         """Means of the returns in (k width, (k + 1) width] for k < number; NaN where there is none."""

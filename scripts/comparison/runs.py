@@ -29,8 +29,7 @@ def read(path, metric: str | None, problems: list[str]) -> list[Run]:
 
     Args:
       path: folder, run directory, or file (.json, .csv, .csv.gz).
-      metric: 'train' or 'eval', of run directories; None is 'eval' of offline runs and 'train' of others. Published
-        baselines have one metric only.
+      metric: 'train' or 'eval'; None is 'eval' of offline runs and 'train' of others. Tables have one of the two only.
       problems: gets a line for everything that could not be read.
 
     Raises:
@@ -38,7 +37,7 @@ def read(path, metric: str | None, problems: list[str]) -> list[Run]:
     """
     path = Path(path)
     if path.is_file():
-        return tables.read(path, problems)
+        return tables.read(path, metric, problems)
     if not path.is_dir():
         raise FileNotFoundError(f"There is no {path}. Pass run directories, their parents, or Dopamine's baselines.")
     runs, seen = [], set()
@@ -53,7 +52,7 @@ def read(path, metric: str | None, problems: list[str]) -> list[Run]:
         else:
             for name in sorted(files):
                 if name.endswith(".json") and not name.endswith(".vg.json"):  # which are Dopamine's plots
-                    runs += tables.read(Path(folder, name), problems)
+                    runs += tables.read(Path(folder, name), metric, problems)
     return runs
 
 
@@ -98,7 +97,8 @@ def _directory(run_dir: Path, metric: str | None, problems: list[str]) -> list[R
     if TORSO in settings:
         settings[TORSO] = _of_any_game(settings[TORSO], game)
     counts = planned, reached, frames, returns
-    return [Run(text_of(run_dir), name, game, seed, settings, facts, *counts, unit, behaviour_return, data)]
+    of_data = unit, behaviour_return, data
+    return [Run(text_of(run_dir), name, game, seed, settings, facts, *counts, *of_data, metric=metric)]
 
 
 def _of_any_game(path: str, game: str) -> str:

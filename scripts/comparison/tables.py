@@ -12,12 +12,17 @@ from pathlib import Path
 import numpy as np
 
 from agents.environments import ROMS, task_name
-from comparison.run import LARGEST, UNREADABLE, Run, name_of, text_of
+from comparison.run import LARGEST, METRICS, UNREADABLE, Run, name_of, text_of
 
 ITERATION_FRAMES = 1_000_000  # of Dopamine's iterations
+RETURN = {"train": "return", "eval": "eval_return"}  # columns of our tables
+LAYOUTS = (
+    "Read are a runs.csv of compare.py (columns group, game, seed, frames or updates, return or eval_return), "
+    "Dopamine's JSON files, and a CSV of them (game, agent, run, iteration, mean_return)."
+)
 
 
-def read(path: Path, problems: list[str]) -> list[Run]:
+def read(path: Path, metric: str | None, problems: list[str]) -> list[Run]:
     """Reads what an earlier comparison wrote, `runs.csv`, or Dopamine's baselines, in one of two layouts.
 
     JSON: a file per game, `<game>.json`, `<game>_CNN.json` or `<game>_Impala.json`, a list of {"Iteration", "Value",
@@ -26,38 +31,48 @@ def read(path: Path, problems: list[str]) -> list[Run]:
 
     Args:
       path: file (.json, .csv, .csv.gz).
+      metric: 'train' or 'eval': a table of the other is left out. None takes either.
       problems: gets a line for what could not be read.
     """
-    camel_case = {name.lower(): name for name in ROMS}
-    runs = []
     try:
-        if path.suffix == ".json":
-            values = _json(path)
-        elif path.name.endswith((".csv", ".csv.gz")):
-            rows = _rows(path)
-            if "group" in rows[0]:
-                return _own(path, rows)
-            values = _csv(rows)
-        else:
-            raise ValueError("neither .json nor .csv nor .csv.gz")
-        for (game, agent, run), points in values.items():
-            iterations, returns = np.array(sorted(points), np.float64).T
-            if not (np.all(np.abs(iterations) < 1e6) and np.all(np.abs(returns) < LARGEST)):
-                raise ValueError("values that are no finite numbers")
-            frames = (iterations + 1) * ITERATION_FRAMES
-            source, end = f"{text_of(path)}: {text_of(agent)}, {text_of(game)}, run {run}", int(frames[-1])
-            game = camel_case.get(game, name_of(game))
-            runs.append(Run(source, name_of(agent), game, run, {}, {}, end, end, frames, returns))
+        runs = _read(path)
     except (*UNREADABLE, zlib.error, csv.Error) as error:
         # What is in a file that is none of ours is not repeated: reports are passed on.
-        what = f"is no table of runs, nor in a layout of Dopamine's baselines ({type(error).__name__})"
-        problems.append(f"{text_of(path)} {what} and is left out.")
+        problems.append(f"{text_of(path)} is no table of runs ({type(error).__name__}) and is left out. {LAYOUTS}")
+        return []
+    if metric and runs and runs[0].metric != metric:
+        has, wanted = METRICS[runs[0].metric], METRICS[metric]
+        problems.append(f"{text_of(path)} has returns of {has}, not of {wanted} (--metric {metric}), and is left out.")
         return []
     return runs
 
 
+def _read(path: Path) -> list[Run]:
+    camel_case = {name.lower(): name for name in ROMS}
+    runs = []
+    if path.suffix == ".json":
+        values = _json(path)
+    elif path.name.endswith((".csv", ".csv.gz")):
+        rows = _rows(path)
+        if "group" in rows[0]:
+            return _own(path, rows)
+        values = _csv(rows)
+    else:
+        raise ValueError("neither .json nor .csv nor .csv.gz")
+    for (game, agent, run), points in values.items():
+        iterations, returns = np.array(sorted(points), np.float64).T
+        if not (np.all(np.abs(iterations) < 1e6) and np.all(np.abs(returns) < LARGEST)):
+            raise ValueError("values that are no finite numbers")
+        frames = (iterations + 1) * ITERATION_FRAMES
+        source, end = f"{text_of(path)}: {text_of(agent)}, {text_of(game)}, run {run}", int(frames[-1])
+        game = camel_case.get(game, name_of(game))
+        runs.append(Run(source, name_of(agent), game, run, {}, {}, end, end, frames, returns))
+    return runs
+
+
 def _rows(path: Path) -> list[dict]:
-    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     if not rows:
         raise ValueError("no rows")
@@ -67,13 +82,15 @@ def _rows(path: Path) -> list[dict]:
 def _own(path: Path, rows: list[dict]) -> list[Run]:
     """Runs as `report.write_tables` puts them down, one after the other: of merged groups several may have one seed."""
     unit = "updates" if "updates" in rows[0] else "frames"
+    metric = "eval" if "eval_return" in rows[0] else "train"
+    column = RETURN[metric]
     points, behaviour = defaultdict(list), {}
     for row in rows:
         key = name_of(row["group"]), name_of(task_name(row["game"])), int(row["seed"])
         of_seed, at = points[key], int(row[unit])
         if not of_seed or at in of_seed[-1]:
             of_seed.append({})
-        of_seed[-1][at] = float(row["return"])
+        of_seed[-1][at] = float(row[column])
         behaviour[key] = float(row["behaviour_return"]) if row.get("behaviour_return") else None
         if behaviour[key] is not None and not abs(behaviour[key]) < LARGEST:
             raise ValueError("values out of range")
@@ -86,7 +103,9 @@ def _own(path: Path, rows: list[dict]) -> list[Run]:
         (group, game, seed), end = key, int(frames[-1])
         source = f"{table}: {group}, {game}, seed {seed}" + f" (run {number})" * (len(points[key]) > 1)
         read = frames[there], returns[there]
-        runs.append(Run(source, group, game, seed, {}, {}, end, end, *read, unit, behaviour[key], table=table))
+        runs.append(
+            Run(source, group, game, seed, {}, {}, end, end, *read, unit, behaviour[key], table=table, metric=metric)
+        )
     return runs
 
 

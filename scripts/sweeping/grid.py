@@ -158,7 +158,8 @@ class Sweep:
     grids: list | tuple
 
     def __post_init__(self):
-        if not self.grids or not all(isinstance(grid, Grid) for grid in self.grids):
+        grids = self.grids if isinstance(self.grids, (list, tuple)) else []
+        if not grids or not all(isinstance(grid, Grid) for grid in grids):
             raise ConfigError("grid.Sweep.grids takes grids: e.g. [@grid.Grid()], or [@a/grid.Grid(), @b/grid.Grid()].")
 
     def cells(self) -> list[Cell]:

@@ -221,5 +221,5 @@ def summary(runs: list[Run], outcomes: list[Outcome]) -> list[str]:
         lines += [f"    {line}" for line in last]
     lines.append(f"{finished} of {len(runs)} runs are finished, {len(failed)} failed.")
     if finished < len(runs):
-        lines.append("The same command goes on with the others from their checkpoints.")
+        lines.append("The same command goes on with the others, from their checkpoints if they have any.")
     return lines

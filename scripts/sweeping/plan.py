@@ -88,7 +88,9 @@ class Plan:
             run_dir = self._jobs[arm].run_dir.with_name(f"seed{seed}")
             if not run_dir.exists():
                 return self._jobs[arm]._replace(run_dir=run_dir, manifest=None, checkpoint=None)
-        self._jobs[arm] = jobs.job(parse_args(argv))
+        job = self._jobs[arm] = jobs.job(parse_args(argv))
+        if job.cfg.experiment.dataset is not None:
+            job.cfg.experiment.dataset.check_game(job.cfg.experiment.environment)
         return self._jobs[arm]
 
     def _bytes(self, x) -> int:

@@ -10,6 +10,7 @@ from agents.config_checks import ALLOW_IMPORT
 
 DEFAULT_HEADS = {"rainbow": "c51", "full_rainbow": "c51"}  # the agents' own; hl_gauss for all others
 MOST_SEEDS = 1_000  # in one process
+LONG = 10**9  # agent steps
 OFFLINE = ("cql",)  # agents that learn from a data set, and have no schedule for games
 OWN_TORSO = ("soft_moe",)  # agents that are DQN but for the torso
 DESCRIPTION = """\
@@ -144,7 +145,8 @@ def load(args, num_envs: int | None = None) -> config.Config:
         name = "Experiment.num_envs"
         lines = [line for line in lines if not line.partition("=")[0].strip().endswith(name)] + [f"{name} = {num_envs}"]
     length_of = lambda length: [] if length is None else [f"Experiment.total_steps = {length}"]
-    cfg = config.load(files, lines + length_of(args.frames), allowed(args))  # no fewer than the steps that these make
+    any_length = None if args.frames is None else LONG  # so that no schedule is refused before frames are steps
+    cfg = config.load(files, lines + length_of(any_length), allowed(args))
     if cfg.experiment.dataset is None and args.updates is not None:
         raise config.ConfigError("--updates is the length of an offline run (--agent cql). Use --steps or --frames.")
     if cfg.experiment.dataset is not None and (args.steps, args.frames) != (None, None):
