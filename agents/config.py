@@ -21,6 +21,7 @@ from agents.config_checks import (
     ConfigError,
     Key,
     check_environment,
+    check_learning_rates,
     check_names,
     check_statements,
     check_types,
@@ -98,6 +99,7 @@ def load(files, bindings=(), allow_import=()) -> Config:
     named = {part: 0 for key in obsolete for part in _reachable(bound[key], bound)}
     obsolete |= _of_parts(named, sources, lenient)
     refuse_unused({key: names[number] for key, number in sources.items()}, obsolete)
+    check_learning_rates(current_bindings())
     return Config(experiment, overrides, settings(), gin.config_str(), gin.operative_config_str())
 
 

@@ -237,6 +237,13 @@ def refuse_unused(sources: dict[Key, str], obsolete: set[Key]) -> None:
         del gin_state._CONFIG[part]
 
 
+def check_learning_rates(bound) -> None:
+    """Refuses learning rates that are not positive, which optax takes, and which go uphill."""
+    for key, value in bound.items():
+        if key.parameter == "learning_rate" and isinstance(value, (int, float)) and not value > 0:
+            raise ConfigError(f"{key} must be positive; got {value}.")
+
+
 def _winners(key: Key, bound) -> set[Key]:
     """The bindings that took effect wherever `key` could have: one in a longer scope wins over it."""
     scopes = [

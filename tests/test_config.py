@@ -139,7 +139,8 @@ def test_cql_goes_with_every_head_and_task(task, head, tmp_path):
         ([*CQL, "--updates=105"], "10 updates at a time: --updates is a multiple of that; got 105"),
         ([*CQL, *bind("Experiment.reseed_every_steps = 5")], "Experiment.reseed_every_steps would have no effect"),
         (bind("DQN.target = 'monte_carlo'"), "it is for data sets, --agent cql"),
-        (["--dataset", "logs"], "Dataset.paths = .*is not used by this run"),
+        (["--dataset", "logs"], "--dataset is what an offline agent learns from: pass --agent cql, too"),
+        (["--dataset=logs", "--gin_files=configs/dqn.gin"], "Dataset.paths = .*is not used by this run"),
     ],
 )
 def test_offline_settings_that_would_have_no_effect_are_refused(flags, message):
@@ -375,6 +376,8 @@ WRONG = {
         bind("variance_scaling.scale = 1.0", "KERNEL_INIT/variance_scaling.scale = 2.0"),
         r"variance_scaling.scale has no effect: KERNEL_INIT/variance_scaling.scale = 2.0 wins",
     ),
+    "uphill": (bind("adam.learning_rate = -1e-3"), r"adam.learning_rate must be positive; got -0.001"),
+    "no learning": (bind("adam.learning_rate = 0"), r"adam.learning_rate must be positive; got 0"),
     "no quotes": (bind("NatureCNN.padding = VALID"), r"A string needs quotes"),
     "reference": (bind("Experiment.head = @Nope()"), r"@Nope"),
     "game": (["--game=MsPacmann"], r"Unknown game 'MsPacmann'\. Did you mean MsPacman"),

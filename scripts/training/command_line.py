@@ -145,6 +145,8 @@ def load(args, num_envs: int | None = None) -> config.Config:
         name = "Experiment.num_envs"
         lines = [line for line in lines if not line.partition("=")[0].strip().endswith(name)] + [f"{name} = {num_envs}"]
     length_of = lambda length: [] if length is None else [f"Experiment.total_steps = {length}"]
+    if args.dataset and args.agent not in OFFLINE and not args.gin_files:
+        raise config.ConfigError("--dataset is what an offline agent learns from: pass --agent cql, too.")
     any_length = None if args.frames is None else LONG  # so that no schedule is refused before frames are steps
     cfg = config.load(files, lines + length_of(any_length), allowed(args))
     if cfg.experiment.dataset is None and args.updates is not None:
