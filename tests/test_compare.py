@@ -335,7 +335,7 @@ def test_runs_on_different_data_are_never_pooled(tmp_path, capsys):
         note for note in result.notes if "windows are left out" in note or "frames" in note
     ]  # between them none was due
     assert compare.main([str(tmp_path), f"--output={tmp_path / 'out'}"]) == 0
-    assert "with different mean returns have none in common" in capsys.readouterr().out
+    assert "different ones of a game none in common: pass --normalise human" in capsys.readouterr().out
     run_dir = make_run(tmp_path / "a", seed=2)
     offline(run_dir, "['a/Pong']", "Pong changed", 8.0)
     names = groups.make_groups(runs.read(tmp_path, None, []), None, [])
