@@ -278,8 +278,11 @@ def explain(message: str) -> str:
         target = gin_state._REGISTRY.get_match(match[1]) or gin_state._REGISTRY.get_match(match[1].rpartition(".")[2])
         parameters = [name for name in inspect.signature(target.wrapped).parameters if name != "self"] if target else []
         return f"{message}\n{did_you_mean(match[2], parameters)} Parameters: {', '.join(parameters)}."
-    if match := re.search(r"No configurable matching '([\w./]+)'", message):
-        return f"{message}\n{did_you_mean(match[1], classes)} Classes in use: {', '.join(sorted(set(classes)))}."
+    if match := re.search(r"No configurable matching (?:reference )?'@?([\w./]+)", message):
+        return (
+            f"{message}\n{did_you_mean(match[1], classes)} Classes in use: {', '.join(sorted(set(classes)))}. "
+            "Others are bound in a gin file of your own that imports them (--gin_files)."
+        )
     if match := re.search(r"malformed node or string|Failed to parse token '([^']*)'", message):
         return f"{message}\nA string needs quotes: 'text'; a class is written @module.Class, a macro %NAME."
     return message

@@ -105,6 +105,8 @@ def parse_args(argv) -> argparse.Namespace:
         parser.error(f"--seconds must be a number from 0 on; got {args.seconds}")
     if args.json and not (Path(args.json).resolve().parent.is_dir() and not Path(args.json).is_dir()):
         parser.error(f"--json: {args.json} is a directory, or in none")
+    if args.only is not None and (args.against or not {"updates", "growth"} & set(args.sections or SECTIONS)):
+        parser.error("--only is for the sections updates and growth")
     rows = [" ".join(map(str, row)) for row in updates.UPDATES + updates.GROWTH]
     args.only = args.only or ""
     if not any(args.only in row for row in rows):

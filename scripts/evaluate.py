@@ -43,6 +43,8 @@ def main(argv=None) -> int:
         parser.error(f"--episodes lies between {fewest} and {MOST_EPISODES:,}; got {args.episodes}")
     if not 0 <= args.seed < 2**32:
         parser.error(f"--seed lies between 0 and 2^32 - 1; got {args.seed}")
+    if args.export and not args.export.endswith(".safetensors"):
+        parser.error(f"--export writes a file whose name ends in .safetensors; got {args.export}")
     if args.epsilon is not None and not 0 <= args.epsilon <= 1:
         parser.error(f"--epsilon is a probability; got {args.epsilon}")
     policy = policies.load(args.run_dir, args.allow_import)

@@ -2,7 +2,7 @@
 """Trains all runs of a sweep. The same command again skips those that are finished and resumes the others.
 
 examples:
-  python scripts/sweep.py configs/sweeps/quick.gin --jobs 2                    an hour and a half on two cores
+  python scripts/sweep.py configs/sweeps/quick.gin --jobs 2                    two hours on two cores
   python scripts/sweep.py configs/sweeps/losses.gin --dry_run                  the table of runs, and what they cost
   python scripts/sweep.py configs/sweeps/losses.gin --games atari_5 --seeds 3 --steps 2500000 --jobs 4
   python scripts/sweep.py configs/sweeps/losses.gin --launcher slurm --jobs 50 \\
@@ -55,6 +55,10 @@ def parse_args(argv=None) -> argparse.Namespace:
         parser.error(f"--steps_per_second must be positive; got {args.steps_per_second}")
     if args.slurm and args.launcher != "slurm":
         parser.error("--slurm is for --launcher slurm")
+    if args.steps_per_second is not None and not args.dry_run:
+        parser.error("--steps_per_second is for --dry_run")
+    if args.jobs is not None and args.launcher == "print" and not args.dry_run:
+        parser.error("--jobs is for launchers that train; --launcher print prints all commands")
     return args
 
 

@@ -209,6 +209,8 @@ def read(path) -> list[dict]:
             raise ValueError("losses or phases are missing, or others")
         if len({max(row["step"] for row in rows if (row["loss"], row["b"]) == phase) for phase in phases}) > 1:
             raise ValueError("phases end at different steps")
+        if len({frozenset(row["seed"] for row in rows if (row["loss"], row["b"]) == phase) for phase in phases}) > 1:
+            raise ValueError("phases are of different seeds")
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise ConfigError(f"--csv: {path} is no mse.csv of this study ({error}).") from error
     return rows

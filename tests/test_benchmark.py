@@ -147,6 +147,7 @@ def test_whole_runs(what, tmp_path):
         (["--json=no/x"], "is a directory, or in none"),
         (["--json=/tmp"], "is a directory, or in none"),
         (["--only="], "--only is empty"),
+        (["seeds", "--only=mse"], "--only is for the sections updates and growth"),
         (["speed"], "unknown section 'speed'"),
         (["updates", "--against=serial"], "takes no sections"),
     ],

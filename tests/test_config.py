@@ -26,6 +26,7 @@ from replay.samplers import Prioritized, Uniform
 from scripts import train
 from training import command_line
 from training.command_line import OFFLINE, OWN_TORSO, gin_files, parse_args
+from training.jobs import jobs
 
 HEADER = "from __gin__ import dynamic_registration\n"
 
@@ -335,6 +336,7 @@ def test_fast_preset_is_the_paper_but_for_the_games_at_once():
 WRONG = {
     "parameter": (bind("Learner.batch_sise = 3"), r"batch_sise'.*Did you mean batch_size\?.*target_period_steps"),
     "class": (bind("Lerner.batch_size = 3"), r"'Lerner'.*Did you mean Learner\?"),
+    "reference": (bind("Learner.optimizer = @adamw()"), r"'@adamw\(\)'.*Did you mean adam\?.*imports them"),
     "macro": (bind("KERNEL_INITT = 3"), r"macro KERNEL_INITT = 3 is not used.*Did you mean KERNEL_INIT\?"),
     "undefined macro": (bind("Learner.batch_size = %NOPE"), r"(?s)^(?!Values are missing).*NOPE"),
     "scope nobody enters": (bind("foo/Learner.batch_size = 3"), r"foo/Learner.batch_size = 3 is not used"),
@@ -379,7 +381,6 @@ WRONG = {
     "uphill": (bind("adam.learning_rate = -1e-3"), r"adam.learning_rate must be positive; got -0.001"),
     "no learning": (bind("adam.learning_rate = 0"), r"adam.learning_rate must be positive; got 0"),
     "no quotes": (bind("NatureCNN.padding = VALID"), r"A string needs quotes"),
-    "reference": (bind("Experiment.head = @Nope()"), r"@Nope"),
     "game": (["--game=MsPacmann"], r"Unknown game 'MsPacmann'\. Did you mean MsPacman"),
     "head": (["--head=hlgauss"], r"Unknown head 'hlgauss'\. Did you mean hl_gauss\?"),
     "agent": (["--agent=dqm"], r"Unknown agent 'dqm'\. Did you mean dqn\? Allowed: (?!.*base)"),
@@ -477,6 +478,11 @@ def test_overrides_are_reported_with_both_sources(own):
         "DQN.n_step = 3 (own.gin) instead of 1 (configs/dqn.gin)",
         "Experiment.num_envs = 4 (command line) instead of 0 (configs/presets/fast.gin)",
     ]
+
+
+def test_the_machine_overrides_nothing(tmp_path):
+    (job,) = jobs(parse_args(["--game=Pong", "--head=mse", "--preset=fast", f"--base_dir={tmp_path}"]))
+    assert job.cfg.experiment.num_envs > 0 and not job.cfg.overrides
 
 
 def test_own_file_wins_over_shipped_ones_whatever_the_order(own):

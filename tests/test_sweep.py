@@ -179,6 +179,8 @@ def test_mistakes_in_flags_are_named(write, capsys):
         ([path, "--jobs=0"], "--jobs must be at least 1; got 0"),
         ([path, "--slurm=time=3"], "--slurm is for --launcher slurm"),
         ([path, "--dry_run", "--steps_per_second=0"], "must be positive"),
+        ([path, "--steps_per_second=9"], "--steps_per_second is for --dry_run"),
+        ([path, "--launcher=print", "--jobs=2"], "--jobs is for launchers that train"),
     ):
         with pytest.raises(SystemExit):
             sweep.main(flags)

@@ -273,15 +273,17 @@ def test_evaluates_during_training(tmp_path):
     assert [row["agent_steps"] // 10 for row in logger.read(tmp_path) if "eval/return" in row] == [40, 80, 100]
 
 
-def test_bad_input_to_evaluate_is_named(run_dir, tmp_path):
+def test_bad_input_to_evaluate_is_named(run_dir, tmp_path, capsys):
     with pytest.raises(FileNotFoundError, match="not a run directory"):
         evaluate.main([str(tmp_path)])
     with pytest.raises(ValueError, match=r"ends in \.mp4"):
         evaluate.main([str(run_dir), f"--video={tmp_path / 'out.avi'}"])
     with pytest.raises(OSError, match="nowhere"):
         evaluate.main([str(run_dir), f"--export={tmp_path / 'nowhere/params.safetensors'}"])
-    with pytest.raises(SystemExit):
-        evaluate.main([str(run_dir), "--episodes=0"])
+    for flag, message in (("--episodes=0", "--episodes lies between 1"), ("--export=a.npz", "ends in .safetensors")):
+        with pytest.raises(SystemExit):
+            evaluate.main([str(run_dir), flag])
+        assert message in capsys.readouterr().err
 
 
 def test_one_process_per_run_directory(run_dir, tmp_path):

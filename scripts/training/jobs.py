@@ -71,7 +71,8 @@ def job(args, num_envs: int | None = None) -> Job:
     manifest = run_directory.read_manifest(run_dir)
     if cfg.settings["Experiment.num_envs"] == "0":
         started_with = manifest["num_envs"] if manifest else cfg.experiment.num_envs
-        cfg = load(args, num_envs=num_envs or started_with)
+        # What the machine chose overrides nobody's value.
+        cfg = load(args, num_envs=num_envs or started_with)._replace(overrides=cfg.overrides)
     if manifest:
         run_directory.refuse_other_settings(run_dir, manifest["settings"], cfg.settings)
     return Job(cfg, run_directory.title(files), run_dir, manifest, newest(run_dir) if manifest else None)
