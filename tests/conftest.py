@@ -26,6 +26,14 @@ from filelock import FileLock
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leaves figures out of comparisons, for tests of all else."""
+    from comparison import figures  # ends the choice of a backend by matplotlib
+
+    monkeypatch.setattr(figures, "draw_all", lambda analysis, legend=True: {})
+
+
 @pytest.fixture(scope="session")
 def once(tmp_path_factory, worker_id):
     """once(name, make): a folder that `make` fills in one of the tests' processes, for all of them to read."""

@@ -218,7 +218,7 @@ def test_evaluations_compare_too(tmp_path):
     np.testing.assert_array_equal(mse.scores[:, 0], [5.0, 6.0, 7.0] * 2)
 
 
-def test_training_returns_and_evaluations_are_never_mixed(tmp_path, capsys):
+def test_training_returns_and_evaluations_are_never_mixed(tmp_path, capsys, undrawn):
     """Tables say which they hold, reports too."""
     small_sweep(tmp_path / "runs")
     tables = {metric: tmp_path / f"{metric}/runs.csv" for metric in ("train", "eval")}
@@ -317,7 +317,7 @@ def offline(run_dir, paths, digest, behaviour_return):
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def test_runs_on_different_data_are_never_pooled(tmp_path, capsys):
+def test_runs_on_different_data_are_never_pooled(tmp_path, capsys, undrawn):
     for game in ("Pong", "Breakout"):
         for name, more in (("a", 0.0), ("b", 4.0)):
             for seed in (0, 1):
@@ -429,7 +429,7 @@ def test_games_that_only_some_groups_have(tmp_path):
     assert "left out of dqn-hl_gauss-quick: Asterix" in notes
 
 
-def test_ids_of_gymnasium_are_accepted_for_names(tmp_path, capsys):
+def test_ids_of_gymnasium_are_accepted_for_names(tmp_path, capsys, undrawn):
     """In run directories, tables, --games and --scores alike."""
     for game, seed in (("MinAtar/Freeway-v1", 0), ("MinAtar-Freeway-v1", 1), ("Pong", 0)):
         make_run(tmp_path / "runs", game, seed)
@@ -543,7 +543,7 @@ def test_bad_input(tmp_path):
     assert not list(tmp_path.glob("*compare*"))
 
 
-def test_damaged_runs_are_named_and_the_rest_comes(tmp_path, capsys):
+def test_damaged_runs_are_named_and_the_rest_comes(tmp_path, capsys, undrawn):
     small_sweep(tmp_path, seeds=3)
     backwards = [{"frames": 9, "episode/return": 1}, {"frames": 3, "episode/return": 1}]
     damaged = {
@@ -627,7 +627,7 @@ def test_labels_are_whole_words_that_tell_groups_apart():
     assert labels("short a", "short b") == ["short a", "short b"]
 
 
-def test_what_is_not_a_comparison_is_left_alone(tmp_path):
+def test_what_is_not_a_comparison_is_left_alone(tmp_path, undrawn):
     small_sweep(tmp_path / "runs", seeds=1)
     (tmp_path / "other").mkdir()
     (tmp_path / "other/comparison.json").write_text("{}")
@@ -685,7 +685,7 @@ def test_names_are_escaped(tmp_path):
     assert "<script" not in page and "&lt;script&gt;alert(1)" in page
 
 
-def test_watches(tmp_path, monkeypatch, capsys):
+def test_watches(tmp_path, monkeypatch, capsys, undrawn):
     """No folder yet, no run of the game, then one too short for a window, one as long as planned, and one more."""
     naps, folder = [], tmp_path / "runs"
 
@@ -831,7 +831,7 @@ def test_tensorboard_shows_it(tmp_path):
     assert (tmp_path / "custom_scalars.png").stat().st_size > 20_000
 
 
-def test_its_table_of_runs_gives_the_same_comparison_again(tmp_path):
+def test_its_table_of_runs_gives_the_same_comparison_again(tmp_path, undrawn):
     """So a small file stands for runs that are no longer there; offline ones, too."""
     small_sweep(tmp_path / "runs")
     assert compare.main([str(tmp_path / "runs"), f"--output={tmp_path / 'first'}"]) == 0
@@ -852,7 +852,7 @@ def test_its_table_of_runs_gives_the_same_comparison_again(tmp_path):
     assert "behaviour-normalised" in (tmp_path / "third/report.html").read_text()
 
 
-def test_merged_groups_come_back_whole(tmp_path):
+def test_merged_groups_come_back_whole(tmp_path, undrawn):
     """Several of their runs may have the same seed."""
     for game in ("Pong", "Breakout"):
         for seed in range(2):

@@ -177,7 +177,7 @@ def test_run_directories(name, edits, finished, longer, tmp_path_factory):
 
 @hypothesis.settings(SETTINGS, max_examples=10)
 @hypothesis.given(name=st.sampled_from(FILES[1:3]), edits=BYTES)
-def test_compare_reads_damaged_runs(name, edits, finished, tmp_path_factory):
+def test_compare_reads_damaged_runs(name, edits, finished, tmp_path_factory, undrawn):
     folder = tmp_path_factory.mktemp("damaged")
     damage(finished, folder, name, edits)
     refused_or_accepted(compare.main, [str(folder), f"--output={folder / 'out'}"])
@@ -230,7 +230,7 @@ STRANGE = ["[]", "1", "null", '"x"', "{}", "[" * 100_000, '{"settings": {}, "num
 
 @pytest.mark.parametrize("text", STRANGE, ids=lambda text: text[:20])
 @pytest.mark.parametrize("name", ["manifest.json", "checkpoints/400/manifest.json"])
-def test_strange_manifests(name, text, finished, tmp_path):
+def test_strange_manifests(name, text, finished, tmp_path, undrawn):
     """The older checkpoint is used where the newest is damaged; nothing else goes on."""
     run_dir = shutil.copytree(finished, tmp_path / "Catch/dqn-mse-fast/seed0")
     (run_dir / name).write_text(text)

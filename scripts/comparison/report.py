@@ -74,7 +74,7 @@ def page(analysis: Analysis) -> str:
     about = (
         f"Mean returns of {METRICS[c.metric]} on {count(len(c.games), 'game')} up to {c.frames[-1]:,} {c.unit}, in "
         f"windows of {c.window:,}. Bands and brackets are 95 % intervals of a bootstrap over the runs of each game; "
-        f"tables hold the mean of the last {count(min(TABLE_WINDOWS, len(c.frames)), 'window')}. "
+        f"tables hold the mean {analysis.unit} of the last {count(min(TABLE_WINDOWS, len(c.frames)), 'window')}. "
         f"Made {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC."
     )
     parts = [
