@@ -302,6 +302,17 @@ def test_new_seeds_do_not_depend_on_when_games_were_saved():
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
+def test_games_get_new_seeds_when_they_are_due():
+    """At the first end of an episode after every 150 steps of all three; none is given twice."""
+    games = Games(ENVIRONMENTS["gymnasium"], 3, (5,), reseed_every_steps=150)
+    given, reset = [], games._envs.reset
+    games._envs.reset = lambda **options: given.extend(options["seed"].tolist()) or reset(**options)
+    games.reset()
+    play(games, 345, 0)
+    games.close()
+    assert len(given) == len(set(given)) and 15 < len(given) <= 3 * (1 + 345 // 50)
+
+
 def test_games_that_depend_on_more_than_seeds_are_told():
     """What they show after their actions is not what was seen."""
     from agents.actor import Actor

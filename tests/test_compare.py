@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -53,6 +54,13 @@ def test_aggregates_are_the_naive_ones(name):
         np.testing.assert_allclose(result[:, t], expected)
 
 
+@pytest.mark.parametrize("number", [8, 10, 12, 20])
+def test_iqm_of_any_number_of_runs(number):
+    scores = np.random.default_rng(number).gamma(1.0, size=(number, 1))
+    games = np.zeros(number)
+    assert statistics.aggregate(scores, games, 10)["iqm"][0, 0] == pytest.approx(naive("iqm", scores[:, 0], games))
+
+
 def test_runs_are_drawn_within_their_game():
     """Every run of a game is drawn equally often, and none for another game."""
     index = statistics.resample(GAMES, 4000, np.random.default_rng(1))
@@ -86,6 +94,19 @@ def test_profile_is_the_naive_one():
         samples = [np.mean([s > threshold for s in SCORES[drawn, 0]]) for drawn in index]
         expected = [np.mean(SCORES[:, 0] > threshold), *np.quantile(samples, [0.025, 0.975])]
         np.testing.assert_allclose(result[:, k], expected)
+
+
+def test_bands_of_a_game_are_the_naive_ones():
+    """Runs without a return in a window are left out of its means."""
+    scores = SCORES[:4].copy()
+    scores[2, 1:3] = scores[3, 2] = np.nan
+    group = SimpleNamespace(scores=scores, games=np.array(["a"] * 4))
+    result = analysis._per_game(group, ["a"], 100)["a"]
+    index = statistics.resample(np.zeros(4), 100, np.random.default_rng(0))
+    for t, column in enumerate(scores.T):
+        drawn = [column[i][~np.isnan(column[i])] for i in index]
+        samples = [np.mean(values) for values in drawn if len(values)]
+        np.testing.assert_allclose(result[:, t], [np.nanmean(column), *np.quantile(samples, [0.025, 0.975])])
 
 
 def test_golden():

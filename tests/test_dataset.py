@@ -150,6 +150,7 @@ def test_a_fraction_of_the_episodes(run):
     chosen = transitions(lying(random), random.rows + 1)
     assert chosen == transitions(lying(opened(run, fraction=0.25)), random.rows + 1)
     assert chosen != transitions(lying(other), other.rows + 1) and random.digest == other.digest  # of the same logs
+    assert [opened(run, fraction=(10 + part) / len(episodes)).number for part in (-0.4, 0.0, 0.4)] == [10, 10, 10]
 
 
 def test_rewards_are_clipped_then_noisy(run):
@@ -157,6 +158,7 @@ def test_rewards_are_clipped_then_noisy(run):
     plain, noisy = lying(opened(run, agent)).r_t, lying(opened(run, agent, reward_noise=0.3))
     steps = ~noisy.first
     assert set(np.unique(plain)) == {-0.5, 0.0, 0.5}
+    assert noisy.r_t.max() > 0.5  # not clipped again
     noise = (noisy.r_t - plain)[steps]
     assert 0 <= noise.min() < 0.01 and 0.29 < noise.max() <= 0.3 and len(np.unique(noise)) > 0.9 * len(noise)
     np.testing.assert_array_equal(noisy.r_t, lying(opened(run, agent, reward_noise=0.3)).r_t)  # drawn once
@@ -171,6 +173,13 @@ def test_monte_carlo_rewards_are_returns(run):
         rewards = plain.r_t[start + 1 : stop, 0]
         expected = [sum(0.9**k * r for k, r in enumerate(rewards[t:])) for t in range(len(rewards))]
         np.testing.assert_allclose(returns[start + 1 : stop], expected, rtol=1e-6)
+
+
+def test_an_episode_of_no_step_is_none(tmp_path):
+    """Games that cannot be brought to where they were begin new episodes."""
+    path = write_log(tmp_path / "log", [step(True), step(True), step(reward=2.0, terminated=True)])
+    one = opened(path)
+    assert (one.number, one.rows, one.behaviour_return) == (1, 2, 2.0)
 
 
 def write_log(path, steps, environment=CATCH):

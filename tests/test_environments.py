@@ -1,12 +1,14 @@
 """Environments and the actor, against Gymnasium's own wrappers and plain loops."""
 
 import gymnasium
+import jax
 import numpy as np
 import pytest
 
 from agents import environments
 from agents.actor import Actor
 from agents.environments import Atari, Gymnasium
+from replay.ring import Replay
 
 # Atari
 
@@ -71,6 +73,20 @@ def test_atari_is_determined_by_seeds_and_actions():
     first = play(1, 2)
     np.testing.assert_array_equal(first, play(1, 2))
     assert np.any(first[0] != first[1])  # sticky actions differ by seed
+
+
+def test_one_game_sticks_as_several_do():
+    """What videos show is the game that was trained in."""
+    env = Atari("Breakout", sticky=1.0).make_single()
+    assert env.unwrapped.ale.getFloat("repeat_action_probability") == 1.0
+    env.close()
+
+
+def test_random_noops_at_the_start():
+    envs = Atari("MsPacman", sticky=0.0, noop_max=30).make(8)
+    observation, _ = envs.reset(seed=environments.seeds(8, 0))
+    envs.close()
+    assert len({one.tobytes() for one in observation}) > 2
 
 
 def test_every_game_of_ale_has_its_camel_case_name():
@@ -262,3 +278,39 @@ def test_actor_is_determined_by_its_entropy():
     np.testing.assert_array_equal(first, start(0, 100))
     for other in ((1, 100), (0, 101)):
         assert not np.any(first == start(*other))
+
+
+def test_exploration_is_new_at_every_step():
+    keys = []
+
+    def noting(params, observation, key, epsilon):
+        keys.append(tuple(jax.random.key_data(key).tolist()))
+        return np.zeros(1, np.int32)
+
+    actor = Actor(Gymnasium("CartPole-v1"), 1, noting, 0)
+    actor.reset()
+    for _ in range(5):
+        actor.send(None, 0.0)
+        actor.recv()
+    actor.close()
+    assert len(set(keys)) == 5
+
+
+def test_the_learner_sees_what_the_policy_saw():
+    """States are stacked twice, by the environment and by the replay: alike, also at the start of an episode."""
+    seen = []
+
+    def noting(params, observation, key, epsilon):
+        seen.append(observation.copy())
+        return np.ones(len(observation), np.int32)
+
+    actor, replay = Actor(Gymnasium("CartPole-v1", stack=3), 2, noting, 0), Replay(100)
+    state = replay.add(replay.init(2, (4,), np.float32), actor.reset(), stack=3)
+    for _ in range(40):
+        actor.send(None, 0.0)
+        state = replay.add(state, actor.recv()[0], stack=3)
+    actor.close()
+    row, game = np.divmod(np.arange(2 * 39), 2)
+    batch = replay.gather(state, row, game, np.ones(len(row), np.float32), stack=3)
+    np.testing.assert_array_equal(batch.s_tm1, np.stack(seen)[row, game])
+    assert np.sum(state.steps.first) > 6

@@ -32,7 +32,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_its_batch(tmp_path):
         train.main([*flags, CHECKPOINTS, *(f"--gin_bindings={knob}" for knob in knobs)])
     batch = np.load(tmp_path / "not_finite.npz")
     assert batch["s_tm1"].shape == (32, 1, 6, 5) and batch["s_tm1"].any() and batch["update"] in (2, 3)
-    # Each item is a transition of the game: the ball of the next state is a row lower.
     assert np.isin(batch["a_tm1"], (0, 1, 2)).all() and np.isin(batch["r_t"], (-1, 0, 1)).all()
     assert len(set(batch["index"])) > 5 and (batch["weight"] == 1).all()
     assert newest(tmp_path).agent_steps == 200

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from scipy.special import erf, softmax
+from test_replay import random_history
 
 from agents.diagnosis import make_diagnose
 from agents.dqn import DQN
@@ -125,6 +126,17 @@ def test_a_batch_without_a_transition_changes_nothing(head):
     after, _, metrics = jax.jit(update)(state, batch)
     assert_close(after.params, state.params)
     assert all(np.isfinite(value) for value in metrics.values()) and metrics["weight"] == 0
+
+
+def test_a_batch_that_was_not_finite_is_taken_from_where_it_lay():
+    replay, random = Replay(40), np.random.default_rng(0)
+    state = replay.init(4, (2,), np.int32)
+    for one in random_history(random, 10, 4):
+        state = replay.add(state, one)
+    index, ones = np.array([33, 2, 17]), np.ones(3, np.float32)
+    sums = {"not_finite": {"found": True, "index": index, "weight": ones, "update": 3}}
+    trainer = SimpleNamespace(_sums=sums, _columns=4, _gather=replay.gather, replay_state=state)
+    assert Trainer.not_finite(trainer)["s_tm1"][:, -1, 0].tolist() == [34, 3, 18]  # a frame holds its place + 1
 
 
 @each_head
@@ -434,7 +446,7 @@ def test_dead_features_have_rank_0():
 
 def test_dormant_units():
     """Below 0.025 of the layer's mean activity: here two silent units and one nearly so; a fourth is just alive."""
-    activity = np.array([0.0, 0.0, 0.01, 0.015, 1.0, 1.0, 1.0, 1.0])
+    activity = np.array([0.0, 0.0, 0.0245, 0.0257, 1.0, 1.0, 1.0, 5.0])  # mean 1.006, median 1
     features = activity * np.random.default_rng(0).choice([-1.0, 1.0], size=(30, 8))
     assert float(diagnose(features)[0]["dormant_units"]) == 3 / 8
 
@@ -454,9 +466,10 @@ def test_diagnosis_of_several_batches():
     features = np.eye(6)
     params = table(np.ones((6, 2, 1)), features)
     state = SimpleNamespace(params=params, target_params=params)
-    batches = iter(np.split(np.arange(6), 3))
+    batches, keys = iter(np.split(np.arange(6), 3)), []
 
     def sample(replay, key):
+        keys.append(tuple(jax.random.key_data(key).tolist()))
         index = jnp.asarray(next(batches))
         return Transition(index, index * 0, index * 1.0, jnp.zeros(2), index, index * 0, jnp.ones(2)), index
 
@@ -464,7 +477,7 @@ def test_diagnosis_of_several_batches():
         metrics, targets = make_diagnose(DQN(), Sowing, Scalar("mse"), sample, 3)(state, None, KEY)
     assert int(metrics.pop("effective_rank")) == 6 and float(metrics.pop("dormant_units")) == 0
     assert {name: float(value) for name, value in metrics.items()} == {"single": 2.5, "each_0": 2.5, "each_1": -2.5}
-    assert targets.tolist() == list(range(6))
+    assert targets.tolist() == list(range(6)) and len(set(keys)) == 3
 
 
 # What priorities are made of
@@ -507,8 +520,8 @@ def test_noise_moves_training_and_acting_but_not_evaluation():
     loss = jax.jit(lambda key: DQN(double=True).loss(network, head, params, params, batch, key)[1])
     # With the same parameters twice, the value that is bootstrapped is a maximum only under its own noise.
     assert len({float(loss(key)["td_error"][0]) for key in keys[:5]}) == 5
-    single = jax.jit(lambda key: DQN(double=False).loss(network, head, params, params, batch, key)[1])
-    less = np.stack([single(key)["target"] - loss(key)["target"] for key in keys[:5]])
+    single = jax.jit(lambda batch, key: DQN(double=False).loss(network, head, params, params, batch, key)[1])
+    less = np.stack([single(batch, key)["target"] - loss(key)["target"] for key in keys[:5]])
     assert less.min() >= 0 and less.max() > 0.1
     act = jax.jit(partial(DQN().act, network, head), static_argnames="noise")
     observation = jnp.tile(batch.s_tm1[:1], (4, 1, 1))
@@ -516,6 +529,9 @@ def test_noise_moves_training_and_acting_but_not_evaluation():
     still = np.stack([act(params, observation, key, 0.0, noise=False) for key in keys])
     assert len(np.unique(noisy)) > 1 and len(np.unique(still)) == 1
     assert np.all(noisy == noisy[:, :1])  # one noise for all games of a step
+    alike = batch._replace(s_t=batch.s_tm1, r_t=jnp.zeros(8), discount_t=jnp.ones(8))
+    items = single(alike, KEY)
+    assert np.all(items["target"] != items["q_max"])  # of the same states and parameters: two noises
 
 
 # Schedules

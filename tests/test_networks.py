@@ -142,6 +142,16 @@ def test_minatar_cnn_is_young_and_tians():
     assert params["torso/Dense_0/kernel"].shape == (1_024, 128)
 
 
+def test_minatar_cnn_equals_a_naive_twin():
+    observation = np.random.default_rng(0).random((2, 1, 10, 10, 4)) < 0.3
+    params = random_params(MinAtarCNN(), observation)
+    conv, dense = (jax.device_get(params["params"][name]) for name in ("Conv_0", "Dense_0"))
+    for image, features in zip(observation[:, 0], MinAtarCNN().apply(params, observation), strict=True):
+        windows = np.stack([image[i : i + 3, j : j + 3] for i in range(8) for j in range(8)]).astype(np.float64)
+        x = relu(np.tensordot(windows, conv["kernel"], 3) + conv["bias"]).reshape(-1)
+        np.testing.assert_allclose(features, relu(x @ dense["kernel"] + dense["bias"]), atol=1e-4)
+
+
 def test_mlp_flattens():
     """Vectors of any stack, and images."""
     for shape in ((1, 1, 12), (1, 3, 4), (1, 1, 2, 6)):
@@ -630,6 +640,13 @@ def test_without_dueling_each_action_has_its_logits():
     logits, features = network.apply(params, observation)
     head = params["params"]["head"]
     np.testing.assert_allclose(logits.reshape(4, 6), features @ head["kernel"] + head["bias"][None], atol=1e-5)
+
+
+def test_a_frozen_torso_gets_no_gradient():
+    network, observation = QNetwork(3, 2, MLP(features=(8,)), freeze_torso=True), np.ones((2, 1, 4), np.float32)
+    params = random_params(network, observation)
+    grads = jax.grad(lambda params: network.apply(params, observation)[0].sum())(params)["params"]
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(grads["torso"])) and np.any(grads["head"]["kernel"])
 
 
 # Pixels

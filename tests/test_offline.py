@@ -16,7 +16,7 @@ from test_training import SMALL, catch
 from agents import config, logger, policy, run_directory, trainer
 from agents.checkpoint import Checkpoint, checkpoints, newest
 from agents.dqn import DQN
-from agents.evaluation import behaviour_normalised
+from agents.evaluation import behaviour_normalised, human_normalised
 from agents.offline import OfflineTrainer
 from networks.value_heads import C51, HLGauss, Scalar
 from replay.log import DamagedError
@@ -188,6 +188,26 @@ def test_resident_and_streamed_data_draw_alike(data):
     np.testing.assert_allclose(*means, rtol=0.05, atol=0.02)
 
 
+def test_rewards_are_clipped_where_they_are_read_and_not_again(data):
+    """Noise and Monte Carlo returns go beyond the bound of a reward."""
+    lines = ("Dataset.reward_noise = 3.0", "DQN.target = 'monte_carlo'", "DQN.double = False")
+    flags = cql("unused", data, "mse", 400, *(f"--gin_bindings={line}" for line in lines))
+    one = OfflineTrainer(load(parse_args(flags)).experiment)
+    one.allocate_replay()
+    _, targets = one.diagnose()
+    assert targets.max() > 3
+
+
+def test_what_lies_in_memory_is_drawn_from_its_first_row_on(data):
+    """Also where a state is a stack of frames."""
+    more = [f"--gin_bindings={line}" for line in ("Gymnasium.stack = 3", "Dataset.fraction = 0.05")]
+    one = OfflineTrainer(load(parse_args(cql("unused", data, "mse", 400, *more))).experiment)
+    one.allocate_replay()
+    _, index = one.experiment.replay.sample(one.replay_state, jax.random.key(0), 20_000, stack=3)
+    expected = np.flatnonzero(~np.asarray(one.replay_state.steps.first[1 : one.data.rows, 0]))
+    assert sorted(set(index.tolist())) == expected.tolist()
+
+
 def test_seeds_share_the_data(data, tmp_path):
     flags = [flag for flag in cql("unused", data) if not flag.startswith("--run_dir")]
     assert train.main([*flags, f"--base_dir={tmp_path}", "--seeds=2"]) == 0
@@ -282,6 +302,11 @@ def test_behaviour_normalised_scores():
     assert behaviour_normalised("Pong", 0.0, 5.0) == pytest.approx(20.7 / 25.7)
     assert behaviour_normalised("Pong", 0.0, -20.8) is None and behaviour_normalised("Pong", 0.0, None) is None
     assert behaviour_normalised("Catch-v0", 0.0, 5.0) is None
+
+
+def test_human_normalised_scores():
+    assert [human_normalised("Pong", score) for score in (-20.7, 14.6, -3.05)] == pytest.approx([0, 1, 0.5])
+    assert human_normalised("Catch-v0", 0.0) is None
 
 
 def test_evaluate_says_updates(data, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """The study of growing targets, shrunk: its images, its targets, and that what is fitted is what it says."""
 
 import csv
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from agents import config
 from agents.config_checks import ConfigError
 from agents.environments import ROMS
 from networks.torsos import NatureCNN
+from networks.value_heads import Scalar
 from scripts import synthetic
 from scripts import synthetic_images as images
 
@@ -115,6 +117,16 @@ def test_the_published_figures_are_drawn_again(name, tmp_path, capsys):
         with pytest.raises(ConfigError, match=r"cut.csv is no mse.csv of this study"):
             synthetic.main([f"--output={tmp_path / 'other'}", f"--csv={tmp_path / 'cut.csv'}"])
     assert not (tmp_path / "other").exists()
+
+
+def test_each_phase_has_its_own_targets():
+    args = SimpleNamespace(batch_size=2, steps=1, learning_rate=1e-6)
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    y = np.full((1, 5, 2), [[0.0], [100.0], [200.0], [300.0], [400.0]])
+    rows = list(synthetic.fit(Scalar(), pictures, y, [0], args, lambda phase: None))
+    assert [(phase, step) for phase, step, _ in rows] == [(phase, 1) for phase in range(5)]
+    offsets = [np.sqrt(mse[0]) for *_, mse in rows[1:]]
+    np.testing.assert_allclose(offsets, [100 + 8, 200 + 16, 300 + 24, 400 + 32], atol=3)
 
 
 @pytest.mark.parametrize(

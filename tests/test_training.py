@@ -9,18 +9,20 @@ import signal
 
 import gymnasium
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_replay import NaiveReplay, random_history
 
-from agents import config, logger, policy, run_directory
+from agents import config, environments, logger, policy, run_directory
 from agents.checkpoint import Checkpointer, newest
 from agents.environments import Gymnasium
 from agents.evaluation import evaluate as play
 from agents.trainer import Trainer, learn
 from networks import value_heads
+from replay import sum_tree
 from replay.ring import Replay, TimeStep
 from replay.samplers import Prioritized, Uniform
 from scripts import evaluate, plot, train
@@ -271,6 +273,44 @@ def test_same_seed_same_parameters(tmp_path):
 def test_evaluates_during_training(tmp_path):
     assert train.main(catch(tmp_path, "mse", 1000, "--eval_every=400")) == 0
     assert [row["agent_steps"] // 10 for row in logger.read(tmp_path) if "eval/return" in row] == [40, 80, 100]
+
+
+def test_every_evaluation_plays_games_of_its_own(tmp_path, monkeypatch):
+    """Neither training's nor another evaluation's, and explores by other random numbers."""
+    drawn, seeds = [], environments.seeds
+    monkeypatch.setattr(environments, "seeds", lambda *args: drawn.append(seeds(*args)) or drawn[-1])
+    assert train.main(catch(tmp_path, "mse", 1000, "--eval_every=400")) == 0
+    assert len(drawn) == 8  # of training and three evaluations, for the games and for exploring
+    assert len(set(np.concatenate(drawn).tolist())) == sum(map(len, drawn))
+
+
+def test_evaluations_are_of_the_parameters_that_are_trained(tmp_path):
+    """Not of their copies for the targets, and by the exploration rate of evaluations."""
+    told = []
+
+    def act(params, observation, key, epsilon, noise):
+        told.append((params, float(epsilon), noise))
+        return np.zeros(len(observation), np.int32)
+
+    x = load(parse_args(catch(tmp_path, "mse", 400, "--gin_bindings=DQN.epsilon_eval = 0.125"))).experiment
+    trainer = Trainer(x)
+    trainer.act = act
+    trainer.evaluate(lambda: False)
+    assert told and all(params is trainer.state.params for params, *_ in told)
+    assert {(epsilon, noise) for _, epsilon, noise in told} == {(0.125, False)}
+
+
+def test_features_are_measured_on_states_drawn_alike(tmp_path):
+    """Even if one transition has all the priority."""
+    x = load(parse_args(catch(tmp_path, "mse", 1000, agent="rainbow"))).experiment
+    trainer, random = Trainer(dataclasses.replace(x, replay=Replay(200, Prioritized()))), np.random.default_rng(0)
+    trainer.allocate_replay()
+    for one in random_history(random, 50, 4):
+        trainer.add(one._replace(observation=random.integers(0, 255, (4, 6, 5), np.uint8)))
+    tree = sum_tree.update(sum_tree.init(200), np.array([40]), np.float32([1]))
+    trainer.replay_state = trainer.replay_state._replace(priorities={"tree": tree, "largest": jnp.float32(1)})
+    _, targets = trainer.diagnose()
+    assert len(np.unique(targets)) > 50
 
 
 def test_bad_input_to_evaluate_is_named(run_dir, tmp_path, capsys):

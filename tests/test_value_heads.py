@@ -304,6 +304,8 @@ def test_diagnostics(head):
     # A certain prediction: 0 log 0 is 0.
     certain = diagnostics(jnp.zeros(m).at[3].set(1e4), y)
     assert not np.any(certain["entropy"]) and not np.any(certain["edge_mass"])
+    for end in (0, m - 1):
+        assert np.all(diagnostics(jnp.zeros(m).at[end].set(1e4), y)["edge_mass"] == 1)
 
 
 @pytest.mark.parametrize("head_class", [TwoHot, HLGauss, C51, ScalarSoftmax])
