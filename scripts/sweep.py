@@ -2,7 +2,7 @@
 """Trains all runs of a sweep. The same command again skips those that are finished and resumes the others.
 
 examples:
-  python scripts/sweep.py configs/sweeps/quick.gin --jobs 2                    two hours on two cores
+  python scripts/sweep.py configs/sweeps/quick.gin --jobs 2                    two and a half hours on two cores
   python scripts/sweep.py configs/sweeps/losses.gin --dry_run                  the table of runs, and what they cost
   python scripts/sweep.py configs/sweeps/losses.gin --games atari_5 --seeds 3 --steps 2500000 --jobs 4
   python scripts/sweep.py configs/sweeps/losses.gin --launcher slurm --jobs 50 \\
