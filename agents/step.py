@@ -61,6 +61,7 @@ def make_step(update, sample, update_priorities, num_updates: int, mesh: jax.sha
     add = jax.jit(_add, donate_argnums=0)
 
     def step(states, replay_states, sums):
+        states = list(states)  # as `run` returns them: of a tuple it would be traced, and compiled, once more
         priorities = [replay_state.priorities for replay_state in replay_states]
         rings = [replay_state._replace(priorities=None) for replay_state in replay_states]  # frames are never copied
         for _ in range(num_updates if in_calls else 1):

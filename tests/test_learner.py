@@ -16,7 +16,7 @@ from agents.diagnosis import make_diagnose
 from agents.dqn import DQN
 from agents.experiment import Experiment
 from agents.learner import Learner, make_update
-from agents.step import make_step
+from agents.step import _total, make_step
 from agents.trainer import Trainer, learn
 from benchmarks import updates as benchmark
 from networks.q_network import QNetwork
@@ -302,18 +302,36 @@ def test_sums_add_up_the_metrics_of_all_updates():
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
 def test_step_is_traced_once(backend, monkeypatch):
-    """Each trace of the real network compiles it again, for many seconds; new sums start at every log point."""
+    """Each trace of the real network compiles it again, for many seconds; new sums start at every log point, and
+    `learn` passes tuples."""
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     update, state = build(Scalar("mse"))
     sampler = Sampler()
     step, replay = make_step(update, sampler, note_losses, 2), sampler.replay
     monkeypatch.undo()
-    states, replays = [state], [replay]
+    states, replays = (state,), (replay,)
     for _ in range(2):
-        sums = [{}]
+        sums = ({},)
         for _ in range(3):
-            states, replays, sums = step(states, replays, sums)
+            states, replays, sums = map(tuple, step(states, replays, sums))
     assert sampler.traces == 1
+
+
+@pytest.mark.parametrize("seeds", [None, 2])
+def test_of_the_updates_in_one_call_the_first_that_is_not_finite_is_kept(seeds):
+    """The second of three; of a second seed the third."""
+    found, number = jnp.array([False, True, True]), jnp.arange(3)
+    metrics = {"loss": jnp.ones(3), "not_finite": {"found": found, "index": number[:, None] + 10, "update": number}}
+    expected = [(11, 1), (12, 2)]
+    if seeds:
+        second = {**metrics["not_finite"], "found": jnp.array([False, False, True])}
+        both = metrics, {**metrics, "not_finite": second}
+        metrics = jax.tree.map(lambda *leaves: jnp.stack(leaves, 1), *both)  # [K, seeds, ...]
+    total = _total(metrics)
+    first = total["not_finite"]
+    kept = np.stack([first["index"].ravel(), first["update"].ravel()], 1)
+    np.testing.assert_array_equal(kept, expected[: seeds or 1])
+    assert first["found"].all() and (total["loss"] == 3).all()
 
 
 # The agent
