@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import jax
@@ -42,24 +43,34 @@ def _left(group: Path, limit: str, usage: str, cache: str) -> int | None:
         return None
 
 
-def on_device() -> int:
-    """Bytes that are free on the learner's device."""
+def on_device() -> float:
+    """Bytes that are free on the learner's device; infinite where it does not tell, and refuses by itself."""
+    if jax.default_backend() == "cpu":
+        return available()
     stats = jax.devices()[0].memory_stats() or {}
-    if "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats["bytes_in_use"]
-    return available()
+    return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else math.inf
 
 
-def check(replay_bytes: int, capacity: int, seeds: int = 1) -> None:
-    """Raises MemoryError if the replays of all seeds do not fit on the learner's device, with the flag to change."""
-    free, device = on_device(), jax.default_backend().upper()
-    usable = int(0.9 * free)  # the rest is for the network and its gradients
-    needed = seeds * replay_bytes
-    if needed > usable:
-        fits = int(capacity * usable / needed) // 1000 * 1000
+def usable() -> float:
+    """Bytes for the state of the learner and the replay; a tenth is left for what an update holds in between."""
+    return 0.9 * on_device()
+
+
+def check(replay_bytes: int, capacity: int, seeds: int = 1, network_bytes: int = 0) -> None:
+    """Raises MemoryError if the replays do not fit on the learner's device beside the networks, with what to change.
+
+    Args:
+      replay_bytes, capacity: of one replay.
+      seeds: replays, each with a network.
+      network_bytes: of one network, with its target, the optimizer's state and the gradients.
+    """
+    most, each, device = usable(), replay_bytes + network_bytes, jax.default_backend().upper()
+    if seeds * each > most:
+        fits = max(0, int(capacity * (most / seeds - network_bytes) / replay_bytes) // 1000 * 1000)
         one, many = f"The replay of {capacity:,} transitions takes", f"{seeds} replays of {capacity:,} transitions take"
-        fewer = f", or --seeds {usable // replay_bytes}" if seeds > 1 and usable >= replay_bytes else ""
+        beside = f", the network {seeds * network_bytes / 1e9:.2f} GB" if network_bytes else ""
+        fewer = f", or --seeds {int(most // each)}" if seeds > 1 and most >= each else ""
         raise MemoryError(
-            f"{one if seeds == 1 else many} {needed / 1e9:.2f} GB; {device} has {free / 1e9:.2f} GB "
-            f"free. Pass --replay_capacity {fits} or less{fewer}."
+            f"{one if seeds == 1 else many} {seeds * replay_bytes / 1e9:.2f} GB{beside}; {device} has "
+            f"{on_device() / 1e9:.2f} GB free. Pass --replay_capacity {fits} or less{fewer}."
         )

@@ -40,13 +40,13 @@ class OfflineTrainer(Trainer):
         self._extend = jax.jit(x.replay.extend, donate_argnums=0)
         return dataclasses.replace(x.replay, capacity=rows)
 
-    def _check_seeds(self, number: int) -> None:
-        if not self.resident:
+    def _check_replays(self, seeds: int, network_bytes: int) -> None:
+        if seeds > 1 and not self.resident:
             raise ConfigError(
                 f"Several seeds share a data set that lies in memory: pass --replay_capacity {self.data.rows + 100} "
                 "or more, or no --seeds."
             )
-        memory.check(self.replay_bytes, self._ring.capacity)
+        memory.check(self.replay_bytes, self._ring.capacity, network_bytes=seeds * network_bytes)  # seeds share one
 
     def allocate_replay(self) -> None:
         """Allocates the replay and fills it: with all there is, or with what has streamed in by now and is kept."""

@@ -52,7 +52,6 @@ class Trainer:
         self._stack, *self._shape = observation.shape[1:]
         self._dtype = observation.dtype
         self._ring = self._make_ring(observation)
-        memory.check(self.replay_bytes, self._ring.capacity)
         self._mesh = x.learner.mesh()
         self._num_seeds = 1  # that learn in one call
 
@@ -71,7 +70,7 @@ class Trainer:
         self._init = partial(jax.jit(partial(x.learner.init, self.network)), observation=observation)
         self._torso, self.torso_origin = None, None
         try:
-            self._check_network()
+            self._check_memory()
             self._begin()
         except ConfigError:
             raise
@@ -93,20 +92,22 @@ class Trainer:
         """To what the replay clips rewards."""
         return self.experiment.agent.max_abs_reward
 
-    def _check_seeds(self, number: int) -> None:
-        memory.check(self.replay_bytes, self._ring.capacity, number)
-
-    def _check_network(self, seeds: int = 1) -> None:
+    def _check_memory(self, seeds: int = 1) -> None:
         state = jax.eval_shape(self._init, key=jax.random.key(0))
         num_bytes = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-        needed, free = seeds * (num_bytes(state) + num_bytes(state.params)), memory.on_device()  # with the gradients
-        if needed > free:
+        copies = 1 if seeds == 1 else 2  # the states of several seeds are stacked for their call
+        network_bytes = copies * num_bytes(state) + num_bytes(state.params)  # with the gradients
+        if seeds * network_bytes > memory.usable():
             number = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-            copies = "their copies" if seeds == 1 else f"their copies for {seeds} seeds"
             raise MemoryError(
-                f"The network's {number:,} parameters take {needed / 1e9:.2f} GB with {copies}; "
-                f"{jax.default_backend().upper()} has {free / 1e9:.2f} GB free. Choose a smaller network."
+                f"The network's {number:,} parameters take {seeds * network_bytes / 1e9:.2f} GB with their copies"
+                f"{'' if seeds == 1 else f' for {seeds} seeds'}; {jax.default_backend().upper()} has "
+                f"{memory.on_device() / 1e9:.2f} GB free. Choose a smaller network."
             )
+        self._check_replays(seeds, network_bytes)
+
+    def _check_replays(self, seeds: int, network_bytes: int) -> None:
+        memory.check(self.replay_bytes, self._ring.capacity, seeds, network_bytes)
 
     def _begin(self) -> None:
         state = self._init(key=jax.random.key(self.experiment.seed))
@@ -136,8 +137,7 @@ class Trainer:
         """
         if self._mesh is not None:
             raise ConfigError("Several seeds learn on one device: pass --seeds or --mesh, not both.")
-        self._check_seeds(len(seeds))
-        self._check_network(len(seeds))
+        self._check_memory(len(seeds))
         trainers = [copy.copy(self) for _ in seeds]
         for trainer, seed in zip(trainers, seeds, strict=True):
             trainer.experiment = dataclasses.replace(self.experiment, seed=seed)

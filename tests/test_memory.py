@@ -1,7 +1,9 @@
 """What is free in main memory, where containers and job schedulers limit it."""
 
+import math
 from types import SimpleNamespace
 
+import jax
 import psutil
 import pytest
 
@@ -51,3 +53,25 @@ def test_version_1(tmp_path):
 
 def test_a_container_sees_its_group_as_the_root(tmp_path):
     assert available(tmp_path, "4:memory:/docker/abc\n", memory=(4_000, 1_000, 0)) == 3_000
+
+
+def test_what_an_accelerator_tells_counts_there(monkeypatch):
+    stats = {"bytes_limit": 5_000, "bytes_in_use": 2_000}
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(memory_stats=lambda: stats)])
+    assert memory.on_device() == memory.available()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert memory.on_device() == 3_000
+    stats = None
+    assert memory.on_device() == math.inf
+    memory.check(10**20, 10**9)
+
+
+def test_replays_and_networks_share_the_memory(monkeypatch):
+    """Of 1 GB nine tenths. Each of these would fit alone."""
+    monkeypatch.setattr(memory, "on_device", lambda: 1e9)
+    memory.check(500_000_000, 100_000, network_bytes=400_000_000)
+    with pytest.raises(MemoryError, match=r"takes 0\.50 GB, the network 0\.41 GB; .* 98000 or less\."):
+        memory.check(500_000_000, 100_000, network_bytes=410_000_000)
+    memory.check(250_000_000, 100_000, 3, 50_000_000)
+    with pytest.raises(MemoryError, match=r"0\.75 GB, the network 0\.18 GB; .* 96000 or less, or --seeds 2\."):
+        memory.check(250_000_000, 100_000, 3, 60_000_000)

@@ -255,7 +255,7 @@ def test_bad_data_leaves_nothing(tmp_path):
 
 
 def test_a_replay_that_does_not_fit_is_refused(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("", (), {"available": 10_000})())
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("", (), {"available": 300_000})())
     with pytest.raises(MemoryError, match="Pass --replay_capacity"):
         train.main(cql(tmp_path / "run", data))
     assert not (tmp_path / "run").exists()

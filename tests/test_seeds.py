@@ -142,10 +142,12 @@ def test_seeds_play_as_many_games(flags, tmp_path, monkeypatch):
 
 
 def test_replays_that_do_not_fit_together_are_refused(tmp_path, monkeypatch):
-    """One would; what is said is what to type."""
-    size = Trainer(load(parse_args(command(tmp_path))).experiment).replay_bytes
+    """One would; what is said is what to type. Beside each: parameters, target and two moments twice, and gradients."""
+    flags = command(tmp_path, "--replay_capacity=100000")
+    alone = Trainer(load(parse_args(flags)).experiment)
+    size = alone.replay_bytes + 9 * 4 * alone.num_parameters
     free = psutil.virtual_memory()._replace(available=int(2.5 * size / 0.9))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
-    with pytest.raises(MemoryError, match=r"5 replays of 5,000 transitions take .* or --seeds 2\."):
-        train.main(command(tmp_path, "--seeds=5"))
+    with pytest.raises(MemoryError, match=r"5 replays of 100,000 transitions take .* or --seeds 2\."):
+        train.main([*flags, "--seeds=5"])
     assert not any(tmp_path.iterdir())
