@@ -36,7 +36,8 @@ def torso_of(source: str, torso: nn.Module, settings: dict[str, str], like):
     if checkpoint is None or not manifest:
         raise ConfigError(f"--freeze_torso: {source} holds no run with an intact checkpoint.")
     theirs = manifest["settings"]
-    parts = {name for name in settings if name.partition(".")[0] in _modules(torso)} | {"QNetwork.torso"}
+    owner = lambda name: name.partition(".")[0].rpartition("/")[2]  # without the scope
+    parts = {name for name in settings if owner(name) in _modules(torso)} | {"QNetwork.torso"}
     different = [
         f"{name} = {settings.get(name)}, there {theirs.get(name)}"
         for name in sorted(parts)

@@ -26,7 +26,7 @@ class Sampler:
 
         Args:
           state: the `ring.ReplayState` with that row, and with what was kept before.
-          stack, n_step: of the transitions that are drawn; a row completes the one n_step rows before it.
+          stack, n_step: of the transitions that are drawn; a row completes the one n_step + 1 rows before it.
         """
         del stack, n_step
         return state.priorities
@@ -41,7 +41,7 @@ class Sampler:
           stack, n_step: the frames of a state, and the rewards of a transition: both must be in the ring.
 
         Returns:
-          Row of s_t and game, int32 [B], and the factor of each loss, float32 [B], 0 where no transition was found.
+          Row of s_tm1 and game, int32 [B], and the factor of each loss, float32 [B], 0 where no transition was found.
         """
         raise NotImplementedError
 
