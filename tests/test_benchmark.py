@@ -43,6 +43,9 @@ def test_a_row_of_the_updates(tmp_path, capsys):
     assert benchmark.main(["updates", "--only=dqn mse NatureCNN, VALID", *FAST, f"--json={output}"]) == 0
     (row,) = json.loads(output.read_text())["updates"]
     assert row["parameters"] == 1_693_362 and measured(row["updates/s"]) and row["compile s"] > 0
+    # Parameters, target, two moments, and two stacks of frames for each transition; then gradients and activations.
+    held = (4 * 4 * 1_693_362 + 2 * 32 * 4 * 84 * 84) / 1e6
+    assert 4 * 1_693_362 / 1e6 < row["MB"] - held < held
     # Products of the layers' sizes: two forward passes, and a gradient that counts as two more.
     outputs = [
         (20 * 20, 8 * 8 * 4 * 32),

@@ -39,7 +39,7 @@ def rows(args) -> Iterator[dict]:
     """Fills a replay, with a checkpoint at every default interval, and restores it."""
     kind = "dqn", "hl_gauss", "NatureCNN, VALID"
     trainer = build(*kind, f"Experiment.num_envs = {GAMES}", capacity=CAPACITY)
-    update, _, _ = compiled(build(*kind))
+    update = compiled(build(*kind)).call
     learning = INTERVAL / 4 * np.median(seconds_of(update, args.repeats, args.seconds))
     for game in ("Pong", "RoadRunner"):
         with tempfile.TemporaryDirectory() as folder:

@@ -37,7 +37,7 @@ def rows(args) -> Iterator[dict]:
             trainer = OfflineTrainer(load(parse_args(flags)).experiment)
             trainer.allocate_replay()
             if not calls:
-                calls["bare update"] = ten(compiled(OfflineTrainer(trainer.experiment))[0])
+                calls["bare update"] = ten(compiled(OfflineTrainer(trainer.experiment)).call)
             calls[name] = fed(trainer)
         times = by_turns(calls, args.repeats, args.seconds)
     for name, seconds in times.items():

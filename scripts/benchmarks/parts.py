@@ -97,7 +97,7 @@ def games(game: str, num_envs: int, repeats: int, seconds: float) -> dict[str, f
 
 def replay_rows(args) -> Iterator[dict]:
     """Times sampling and adding by sampler and capacity, and their share of DQN's update."""
-    update, _, _ = compiled(build("dqn", "mse", "NatureCNN, SAME"))
+    update = compiled(build("dqn", "mse", "NatureCNN, SAME")).call
     per_update = 1e3 * np.median(seconds_of(update, args.repeats, args.seconds))
     for sampler in SAMPLERS:
         for capacity in CAPACITIES:

@@ -118,7 +118,7 @@ def rows(args, head: str = "hl_gauss") -> Iterator[dict]:
     """Times whole runs, and compares with what their parts allow; by turns, since the machine's speed drifts."""
     for padding in ("SAME", "VALID"):
         network, rates = f"NatureCNN, {padding}", {"updates/s": [], "ALE": [], "acting": []}
-        update, _, _ = updates.compiled(updates.build("dqn", head, network, full_action_space=False))
+        update = updates.compiled(updates.build("dqn", head, network, full_action_space=False)).call
         with tempfile.TemporaryDirectory() as directory:
             with contextlib.closing(
                 ours(Path(directory, "run"), head, padding, args.num_envs, args.interval)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -82,21 +83,40 @@ def random_step(games: int) -> TimeStep:
     )
 
 
-def compiled(trainer: Trainer, batch_size: int = 32):
-    """Compiles the update; returns what makes one on a random batch, its GFLOP, and the seconds of compilation."""
+class Compiled(NamedTuple):
+    """A compiled update.
+
+    Attributes:
+      call: makes one, on the same random batch.
+      gflop: its arithmetic.
+      megabytes: memory while it runs: the learner's state, the batch, and what the update holds beside them.
+      compile_seconds: how long its compilation took.
+    """
+
+    call: Callable
+    gflop: float
+    megabytes: float
+    compile_seconds: float
+
+
+def compiled(trainer: Trainer, batch_size: int = 32) -> Compiled:
+    """Compiles the update of a trainer."""
     x = trainer.experiment
     update = make_update(x.learner, x.agent, trainer.network, x.head, x.replay_ratio)
     batch, state = random_batch(trainer, batch_size), trainer.state
     started = time.perf_counter()
     run = jax.jit(update, donate_argnums=0).lower(state, batch).compile()
     compile_seconds = time.perf_counter() - started
+    memory = run.memory_analysis()
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes  # the new state takes the place of the old one
+    num_bytes = memory.argument_size_in_bytes + memory.temp_size_in_bytes + results
 
     def call():
         nonlocal state
         state, items, metrics = run(state, batch)
         return state, items, metrics
 
-    return call, gflop(update, state, batch), compile_seconds
+    return Compiled(call, gflop(update, state, batch), num_bytes / 1e6, compile_seconds)
 
 
 def gflop(function, *args) -> float:
@@ -113,12 +133,13 @@ def rows(wanted, args) -> Iterator[dict]:
             continue
         trainer = build(agent, head, network)
         parameters = trainer.num_parameters
-        call, work, compile_seconds = compiled(trainer, batch)
-        rates = summary(1 / seconds_of(call, args.repeats, args.seconds))
-        gflops, matmul = work * rates["median"], matmul_gflops("bfloat16" if "bfloat16" in network else "float32")
+        update = compiled(trainer, batch)
+        rates = summary(1 / seconds_of(update.call, args.repeats, args.seconds))
+        gflops = update.gflop * rates["median"]
+        matmul = matmul_gflops("bfloat16" if "bfloat16" in network else "float32")
         what = {"agent": agent, "head": head, "network": network, "batch": batch, "parameters": parameters}
-        speed = {"updates/s": rates, "GFLOP": work, "GFLOP/s": gflops, "of matmul": gflops / matmul}
-        yield what | speed | {"compile s": compile_seconds}
+        speed = {"updates/s": rates, "GFLOP": update.gflop, "GFLOP/s": gflops, "of matmul": gflops / matmul}
+        yield what | speed | {"MB": update.megabytes, "compile s": update.compile_seconds}
 
 
 def step(agent: str, head: str, *bindings: str, seeds: int = 1):
@@ -156,7 +177,7 @@ def ratio_rows(args) -> Iterator[dict]:
     """Times, by turns, what a head and prioritised replay cost; ratios are taken in each round."""
     uniform = "Replay.sampler = @samplers.Uniform()"
     comparisons = [
-        {f"update, {head}": compiled(build("dqn", head, "NatureCNN, SAME"))[0] for head in HEADS},
+        {f"update, {head}": compiled(build("dqn", head, "NatureCNN, SAME")).call for head in HEADS},
         {f"step of Rainbow, {n}": step("rainbow", "c51", *b) for n, b in (("uniform", [uniform]), ("prioritised", []))},
     ]
     for calls in comparisons:
