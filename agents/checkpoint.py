@@ -164,6 +164,9 @@ def named(path) -> tuple[Path, Checkpoint | None]:
     path = Path(path)
     if path.parent.name != "checkpoints" or not path.name.isdecimal():
         return path, newest(path, verified=True)
+    if not path.exists():
+        there = ", ".join(other.name for other in checkpoints(path.parents[1])) or "none"
+        raise DamagedError(f"{path} is not there; checkpoints that are: {there}")
     checkpoint = Checkpoint(path)
     checkpoint.verify(replay=False)
     return path.parents[1], checkpoint

@@ -24,6 +24,9 @@ ALLOW_IMPORT = "a package of yours that the config may import and name, may be r
 LIBRARIES = ("optax", "flax.linen.initializers", "jax.nn.initializers", "jax._src.nn.initializers")
 # Of these, what may be imported: whatever else lies below them, tests among it, would run.
 IMPORTABLE = ("optax", "optax.contrib", "optax.losses", "optax.schedules", "optax.transforms", *LIBRARIES[1:3])
+OF_DOPAMINE = "Dopamine's gin files are not read; the README has its settings' names here: Coming from Dopamine."
+# What is no config but taken for one, by what it imports.
+NOT_CONFIGS = {"dopamine": OF_DOPAMINE, "sweeping": "This is a sweep: python scripts/sweep.py FILE."}
 
 
 class ConfigError(ValueError):
@@ -127,8 +130,10 @@ def check_environment(name: str, allow_import=()) -> None:
 
 def allow(module: str) -> str:
     """What may be named, and how to allow a module."""
+    if (package := module.partition(".")[0]) in NOT_CONFIGS:
+        return NOT_CONFIGS[package]
     rule = "A config may name this project's classes and what is in optax, since whatever it names is called."
-    return rule if _inside(module, TRUSTED) else f"{rule} If you trust it: --allow_import {module.partition('.')[0]}"
+    return rule if _inside(module, TRUSTED) else f"{rule} If you trust it: --allow_import {package}"
 
 
 def check_statements(source: str, text: str, allow_import=()) -> None:
@@ -282,6 +287,7 @@ def explain(message: str) -> str:
         return (
             f"{message}\n{did_you_mean(match[1], classes)} Classes in use: {', '.join(sorted(set(classes)))}. "
             "Others are bound in a gin file of your own that imports them (--gin_files)."
+            f"{f' {OF_DOPAMINE}' if match[1].startswith('Jax') else ''}"
         )
     if match := re.search(r"malformed node or string|Failed to parse token '([^']*)'", message):
         return f"{message}\nA string needs quotes: 'text'; a class is written @module.Class, a macro %NAME."

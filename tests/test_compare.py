@@ -551,7 +551,7 @@ def test_bad_input(tmp_path):
         "--groups=c51": "no name contains c51. There are: dqn-hl_gauss-quick",
         "--window=900000": "less than a window of 900,000. Lower",
         "--frames=900000000": "No run reaches",
-        "--updates=400000": "These runs count frames: pass --frames, not 400,000 of the other",
+        "--updates=400000": "These runs count frames: pass --frames in place of the other's 400,000",
         "--group_by=depth": "no run has a setting 'depth'",
         f"--scores={tmp_path / 'Pong/dqn-mse-quick/seed0/manifest.json'}": "no CSV table",
         f"--output={tmp_path / 'Pong'}": "holds no comparison",

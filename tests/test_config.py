@@ -336,6 +336,7 @@ def test_fast_preset_is_the_paper_but_for_the_games_at_once():
 WRONG = {
     "parameter": (bind("Learner.batch_sise = 3"), r"batch_sise'.*Did you mean batch_size\?.*target_period_steps"),
     "class": (bind("Lerner.batch_size = 3"), r"'Lerner'.*Did you mean Learner\?"),
+    "Dopamine's name": (bind("JaxDQNAgent.gamma = 0.9"), r"'JaxDQNAgent'.*Classes in use: .*Coming from Dopamine"),
     "reference": (bind("Learner.optimizer = @adamw()"), r"'@adamw\(\)'.*Did you mean adam\?.*imports them"),
     "macro": (bind("KERNEL_INITT = 3"), r"macro KERNEL_INITT = 3 is not used.*Did you mean KERNEL_INIT\?"),
     "undefined macro": (bind("Learner.batch_size = %NOPE"), r"(?s)^(?!Values are missing).*NOPE"),
@@ -446,6 +447,8 @@ def test_contradicting_and_abbreviated_flags(argv, capsys):
         ),
         ("from agents import dqn\ndqn.DQN.n_step = 3\ndqn.DQN.n_step = 3", r"n_step is bound twice, in lines 3 and 4"),
         ("X = 3\nX = 4", r"own\.gin: X is bound twice"),
+        ("from sweeping import grid", r"imports sweeping\.grid\. This is a sweep: python scripts/sweep\.py"),
+        ("import dopamine.jax.agents.dqn.dqn_agent", r"imports dopamine.*\. Dopamine's gin files are not read"),
         ("import no_such_module", r"own\.gin, line 2 imports no_such_module.*--allow_import no_such_module"),
         (
             "from networks import q_network\nfrom networks import torsos\n"
@@ -453,7 +456,10 @@ def test_contradicting_and_abbreviated_flags(argv, capsys):
             r"NatureCNN.padding = 'VALID' is not used",
         ),
     ],
-    ids=["parameter", "macro", "part not in use", "twice", "macro twice", "module", "part it has replaced itself"],
+    ids=[
+        *("parameter", "macro", "part not in use", "twice", "macro twice", "a sweep", "a file of Dopamine's", "module"),
+        "part it has replaced itself",
+    ],
 )
 def test_mistakes_in_a_file_of_ones_own(text, message, own):
     """The same strictness, with the file's name."""
@@ -587,7 +593,6 @@ STRANGERS = {
         "experiment.Experiment.environment = @environments.seeds()\nenvironments.seeds.num_envs = 1",
         "names agents.environments.seeds",
     ),
-    "what a sweep may": ("from sweeping import grid\n", "imports sweeping.grid"),
     "tests of a library": ("import optax._src.sharding_test\n", "imports optax._src.sharding_test"),
     "a part of ours that writes": ("from agents import logger\nlogger.Logger.run_dir = '/'", "imports agents.logger"),
     "its binding": ("from agents import environments\nenvironments.re.sub.count = 1", "defined in re\\."),

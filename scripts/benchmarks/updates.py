@@ -89,7 +89,8 @@ class Compiled(NamedTuple):
     Attributes:
       call: makes one, on the same random batch.
       gflop: its arithmetic.
-      megabytes: memory while it runs: the learner's state, the batch, and what the update holds beside them.
+      megabytes: memory while it runs, as XLA plans it: the learner's state, the batch, and what the update holds beside
+        them. Scratch space of convolutions on a CPU is not in it.
       compile_seconds: how long its compilation took.
     """
 

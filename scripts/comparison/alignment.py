@@ -99,7 +99,7 @@ def compare(
     if len({run.metric for members in groups.values() for run in members}) > 1:
         raise ConfigError("Some have returns of training episodes, others of evaluations: choose with --metric.")
     if other := {"frames": updates, "updates": frames}[unit]:
-        raise ConfigError(f"These runs count {unit}: pass --{unit}, not {other:,} of the other.")
+        raise ConfigError(f"These runs count {unit}: pass --{unit} in place of the other's {other:,}.")
     frames = frames or updates or common_frames(groups, notes)
     window = _fitting_window(groups, window, frames, unit)
     number = int(frames // window)
@@ -237,7 +237,7 @@ def _gaps(name: str, members: list[Run], games: list[str], scores: np.ndarray) -
         without = [run.source for run, row in zip(members, scores, strict=True) if np.isnan(row).any()]
         more = f" and {len(without) - 3} more" if len(without) > 3 else ""
         notes.append(
-            f"{name} has no return in {number} windows of {', '.join(without[:3])}{more}: other runs stand alone."
+            f"{name} has no return in {number} windows of {', '.join(without[:3])}{more}: its other runs count there."
         )
     if max(Counter(run.game for run in members).values()) == 1:
         notes.append(f"{name} has one run per game: its intervals say nothing about seeds.")

@@ -95,7 +95,7 @@ def refuse_too_much_memory(runs: list[Run], jobs: int) -> None:
     if needed > available:
         raise ConfigError(
             f"The replays of {jobs} runs at a time need {needed / 1e9:.1f} GB of memory, and {available / 1e9:.1f} GB "
-            "are available. Use fewer --jobs, or bind a smaller Replay.capacity."
+            "are available. Use fewer --jobs, or put a smaller Replay.capacity into the sweep's Grid.bindings."
         )
 
 

@@ -21,7 +21,8 @@ examples:
   python scripts/train.py --game Pong --head mse --preset paper   the paper's baseline under its protocol
   python scripts/train.py --game Asterix --preset quick --steps 100000 --seed 1
   python scripts/train.py --env MinAtar/Breakout-v1 --head two_hot
-  python scripts/train.py --env CartPole-v1 --head mse --steps 50000
+  python scripts/train.py --env CartPole-v1 --head mse --steps 50000 --warmup_steps 1000 \\
+      --gin_bindings='DQN.epsilon_decay_steps = 10000'
   python scripts/train.py --game Pong --agent cql --dataset runs/Pong --updates 100000     from a replay log
   python scripts/train.py --base_dir=runs --gin_files=configs/dqn.gin --gin_files=configs/heads/hl_gauss.gin \\
       --gin_bindings='Learner.batch_size = 64'

@@ -46,6 +46,7 @@ def announce(trainer, todo, presets, logdir) -> None:
         **source,
         "Head": f"{x.head}",
         "Network": f"{trainer.num_parameters:,} parameters",
+        "Torso": f"{trainer.torso_origin['checkpoint']}, frozen" if trainer.torso_origin else "",
         "Curves": shlex.join([program("tensorboard"), "--logdir", str(logdir)]),
     }
     for key, text in rows.items():
