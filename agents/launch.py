@@ -53,6 +53,12 @@ def run(main) -> NoReturn:
     except (ConfigError, OSError, MemoryError, FloatingPointError) as error:
         print(f"error: {printable(str(error)) or 'out of memory'}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:  # JAX's: what an update holds in between was not counted at the start
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        advice = "Pass a smaller --replay_capacity, or choose a smaller network or batch."
+        print(f"error: the device's memory is full. {advice} ({printable(str(error))[:200]})", file=sys.stderr)
+        sys.exit(2)
 
 
 def path(text: str) -> Path:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from agents import launch
@@ -41,6 +42,20 @@ def test_nothing_is_started_again_twice_or_under_jax(monkeypatch):
     monkeypatch.delitem(sys.modules, "jax", raising=False)
     monkeypatch.setenv(PREPARED, "1")
     launch.prepare()
+
+
+def test_a_full_device_is_one_line_and_other_errors_of_jax_are_not(capsys):
+    def main():
+        raise jax.errors.JaxRuntimeError(message)
+
+    message = "RESOURCE_EXHAUSTED: Out of memory\nwhile trying to allocate 9 bytes."
+    with pytest.raises(SystemExit) as error:
+        launch.run(main)
+    said = capsys.readouterr().err
+    assert error.value.code == 2 and said.count("\n") == 1 and "memory is full. Pass a smaller --replay_cap" in said
+    message = "INTERNAL: no such kernel"
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        launch.run(main)
 
 
 def test_what_the_user_got_wrong_is_one_line(capsys):
