@@ -10,7 +10,8 @@ import numpy as np
 
 from agents import run_directory
 from agents.actor import Actor
-from agents.checkpoint import Checkpointer, flatten
+from agents.checkpoint import flatten
+from agents.checkpointer import Checkpointer
 from agents.logger import Logger
 from agents.progress import ProgressDisplay
 from agents.report import Report

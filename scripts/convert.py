@@ -16,7 +16,7 @@ import shutil
 from pathlib import Path
 
 from agents import launch
-from agents.checkpoint import Checkpointer
+from agents.checkpointer import Checkpointer
 from agents.config_checks import ConfigError
 from agents.environments import Atari
 from agents.recording import MANIFEST, game_of, read_manifest

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from agents import checkpoint as checkpoints
-from agents.checkpoint import Checkpoint, Checkpointer, flatten, newest
+from agents import checkpointer as writing
+from agents.checkpoint import Checkpoint, flatten, newest
+from agents.checkpointer import Checkpointer
 from agents.environments import Atari, Gymnasium
 from agents.games import Games
 from replay import log
@@ -200,7 +202,7 @@ def test_paths_in_a_manifest_cannot_escape(tmp_path):
     path = run_dir / "checkpoints/30"
     manifest = json.loads((path / "manifest.json").read_text())
     del manifest["sha256"]
-    checkpoints._write_manifest(path, manifest | {"segments": {"../../secret": "0"}})
+    writing._write_manifest(path, manifest | {"segments": {"../../secret": "0"}})
     with pytest.raises(DamagedError, match="strange segments"):
         Checkpoint(path)
     segment = run_dir / "replay/000000000020"
@@ -236,7 +238,7 @@ def test_a_failed_write_is_told_soon_and_again_at_the_end(tmp_path, monkeypatch)
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "write_durably", full)
+    monkeypatch.setattr(writing, "write_durably", full)
     checkpointer.append(row(30))
     checkpointer.save(40, flatten("state", STATE), {}, rows=15)
     checkpointer._committing.exception()

@@ -12,7 +12,8 @@ import pytest
 from test_training import catch
 
 from agents import dataset, recording
-from agents.checkpoint import Checkpointer, newest
+from agents.checkpoint import newest
+from agents.checkpointer import Checkpointer
 from agents.config_checks import ConfigError
 from agents.dqn import DQN
 from agents.environments import Atari, Gymnasium

@@ -102,7 +102,7 @@ PHASES = {
     "logging": "agents.report:Report.log_point",
     "diagnosing": "agents.report:Report.diagnosis",
     "evaluating": "agents.evaluation:evaluate",
-    "saving": "agents.checkpoint:Checkpointer.save",
+    "saving": "agents.checkpointer:Checkpointer.save",
     "writing": "replay.log:SegmentWriter.commit",
     "restoring": "agents.trainer:Trainer.restore",
     "playing again": "agents.games:Games.restore",

@@ -12,6 +12,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents import checkpoint, logger
+from replay.ring import TimeStep
 from scripts import train
 
 WALL_CLOCK = ("seconds", "speed/")
@@ -48,9 +49,7 @@ def assert_same_arrays(expected, run_dir):
     (arrays, counts), (expected_arrays, expected_counts) = state(run_dir), state(expected)
     assert counts == expected_counts
     common = arrays.keys() & expected_arrays.keys()  # more old rows are left where checkpoints lay elsewhere
-    rows = {
-        name for name in arrays.keys() ^ expected_arrays.keys() if name.split("/")[0] in checkpoint.TimeStep._fields
-    }
+    rows = {name for name in arrays.keys() ^ expected_arrays.keys() if name.split("/")[0] in TimeStep._fields}
     assert arrays.keys() ^ expected_arrays.keys() == rows
     for name in common:
         np.testing.assert_array_equal(arrays[name], expected_arrays[name], err_msg=name)
@@ -108,9 +107,9 @@ INSTANTS = {
     "agents.logger:Logger.offsets": 3,
     "agents.report:Report.evaluation": 1,
     "agents.report:Report.diagnosis": 2,
-    "agents.checkpoint:Checkpointer.resume": 1,
-    "agents.checkpoint:Checkpointer.save": 3,
-    "agents.checkpoint:Checkpointer._prune": 3,
+    "agents.checkpointer:Checkpointer.resume": 1,
+    "agents.checkpointer:Checkpointer.save": 3,
+    "agents.checkpointer:Checkpointer._prune": 3,
     "replay.log:SegmentWriter.commit": 3,
     "replay.log:write_durably": 12,
     "os:fsync": 40,

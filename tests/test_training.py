@@ -17,7 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_replay import NaiveReplay, random_history
 
 from agents import config, environments, logger, policy, run_directory
-from agents.checkpoint import Checkpointer, newest
+from agents.checkpoint import newest
+from agents.checkpointer import Checkpointer
 from agents.environments import Gymnasium
 from agents.evaluation import evaluate as play
 from agents.trainer import Trainer, learn
