@@ -4,9 +4,9 @@ import os
 import tempfile
 from importlib.metadata import version
 
-# Most of the tests' time is compilation: optimise less, and one process per core with one thread.
+# Most of the tests' time is compilation: optimise nothing, and one process per core with one thread.
 # Four devices are for meshes.
-FLAGS = ["backend_optimization_level=1", "cpu_multi_thread_eigen=false", "force_host_platform_device_count=4"]
+FLAGS = ["backend_optimization_level=0", "cpu_multi_thread_eigen=false", "force_host_platform_device_count=4"]
 if version("jaxlib").startswith("0.10."):  # its older emitters compile faster by a third; JAX 0.12 has none
     FLAGS += ["cpu_use_fusion_emitters=false", "cpu_parallel_codegen_split_count=1"]
 os.environ.setdefault("XLA_FLAGS", " ".join(f"--xla_{flag}" for flag in FLAGS))
