@@ -81,7 +81,7 @@ class Checkpointer:
         """
         self._segment.append(step)
         if self._committing is not None and self._committing.done():
-            self._wait()
+            self.wait()
 
     def save(self, agent_steps: int, arrays: dict[str, np.ndarray], progress: dict[str, Any], rows: int) -> None:
         """Begins to write a checkpoint; it exists once it is complete.
@@ -95,7 +95,7 @@ class Checkpointer:
         Raises:
           OSError: if an earlier one could not be written.
         """
-        self._wait()
+        self.wait()
         self._segment.finish()
         segment = self._segment if self._segment.rows else None
         needed = 0 if self._keep_replay else self.rows - rows
@@ -144,18 +144,19 @@ class Checkpointer:
             elif path.name.endswith(".json.partial"):
                 path.unlink()
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Waits until the checkpoint that was begun last is complete.
+
+        Raises:
+          OSError: if it cannot be written.
+        """
         if self._committing is not None:
             committing, self._committing = self._committing, None
             committing.result()
 
     def close(self) -> None:
-        """Waits until the last checkpoint is written.
-
-        Raises:
-          OSError: if it cannot be written.
-        """
+        """Waits as `wait` does, and ends the thread that writes."""
         try:
-            self._wait()
+            self.wait()
         finally:
             self._thread.shutdown()

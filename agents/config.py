@@ -35,7 +35,7 @@ from agents.config_checks import (
 )
 from agents.experiment import Experiment
 
-__all__ = ["Config", "ConfigError", "folder", "load", "resolve", "settings", "shipped"]
+__all__ = ["Config", "ConfigError", "folder", "load", "names", "resolve", "settings", "shipped"]
 
 # What gin raises at a text that is wrong somewhere.
 MISTAKES = (ValueError, TypeError, SyntaxError, NameError, AttributeError, ImportError, RuntimeError, LookupError)
@@ -61,7 +61,7 @@ def load(files, bindings=(), allow_import=()) -> Config:
     Args:
       files: paths, later ones win; relative ones are looked up from the working directory, then the project's.
       bindings: lines such as 'Learner.batch_size = 64', which win over all files.
-      allow_import: packages that may be imported and named, besides this project's parts and optax.
+      allow_import: packages that may be imported and named, besides this project's classes, optax and initializers.
 
     Raises:
       ConfigError: for anything that would not take effect as written, or may not be named.
@@ -117,11 +117,16 @@ def shipped(folder: str, name: str) -> str:
     Raises:
       ConfigError: if there is none.
     """
-    names = sorted(path.stem for path in (CONFIGS / folder).glob("*.gin") if str(path) != BASE)
-    if name not in names:
+    allowed = names(folder)
+    if name not in allowed:
         kind = "agent" if folder == "." else folder.removesuffix("s")
-        raise ConfigError(f"Unknown {kind} {name!r}.{did_you_mean(name, names)} Allowed: {', '.join(names)}.")
+        raise ConfigError(f"Unknown {kind} {name!r}.{did_you_mean(name, allowed)} Allowed: {', '.join(allowed)}.")
     return str(CONFIGS / folder / f"{name}.gin")
+
+
+def names(folder: str) -> list[str]:
+    """Names of the gin files that are shipped in a folder of configs/, '.' for agents."""
+    return sorted(path.stem for path in (CONFIGS / folder).glob("*.gin") if str(path) != BASE)
 
 
 def folder(file: str) -> str | None:

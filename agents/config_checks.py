@@ -108,7 +108,7 @@ def _references(value):
 
 
 def check_names(source: str, bindings: dict[Key, object], allow_import=()) -> None:
-    """Refuses bindings and references to objects that are neither this project's, nor optax's, nor allowed.
+    """Refuses bindings and references to objects that are neither this project's nor of `LIBRARIES`, nor allowed.
 
     What counts is where an object is defined, not the name under which it was imported.
     """
@@ -132,7 +132,7 @@ def allow(module: str) -> str:
     """What may be named, and how to allow a module."""
     if (package := module.partition(".")[0]) in NOT_CONFIGS:
         return NOT_CONFIGS[package]
-    rule = "A config may name this project's classes and what is in optax, since whatever it names is called."
+    rule = "A config may name this project's classes, optax and initializers only, since whatever it names is called."
     return rule if _inside(module, TRUSTED) else f"{rule} If you trust it: --allow_import {package}"
 
 

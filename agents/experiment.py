@@ -14,8 +14,12 @@ from typing import Any
 import numpy as np
 
 from agents.config_checks import ConfigError, plain
+from agents.dataset import Dataset
+from agents.dqn import DQN
+from agents.environments import Atari, Gymnasium
 from agents.learner import Learner
 from networks.value_heads import ValueHead
+from replay.ring import Replay
 from replay.samplers import Uniform
 
 OFFLINE_UPDATES_PER_CALL = 10  # an accelerator would idle between single ones
@@ -53,14 +57,14 @@ class Experiment:
       eval_episodes: episodes per evaluation.
     """
 
-    environment: Any
-    agent: Any
+    environment: Atari | Gymnasium
+    agent: DQN
     head: ValueHead
     network: Callable[..., Any]
     learner: Learner
-    replay: Any
+    replay: Replay
     total_steps: int
-    dataset: Any = None
+    dataset: Dataset | None = None
     torso_from: str | None = None
     seed: int = 0
     num_envs: int = 1
@@ -102,7 +106,7 @@ class Experiment:
     def _check_dataset(self) -> None:
         """Raises ValueError for settings that are of no use without games to train in."""
         games = {"num_envs": 1, "overlap": False, "warmup_steps": 0, "replay_ratio": 1.0}
-        games |= {"reseed_every_steps": 250_000}
+        games |= {"reseed_every_steps": Experiment.reseed_every_steps}
         used = [f"Experiment.{name}" for name, value in games.items() if getattr(self, name) != value]
         exploration = ("epsilon_initial", "epsilon_train", "epsilon_decay_steps")
         used += [f"DQN.{name}" for name in exploration if getattr(self.agent, name)]

@@ -7,14 +7,12 @@ that is depends on nothing else: not on checkpoints, not on interruptions.
 
 from __future__ import annotations
 
-import traceback
-
 import numpy as np
 
 from agents import environments
 
 
-class GameError(OSError):
+class GameError(RuntimeError):
     """A game has failed, by no fault of what plays it."""
 
 
@@ -53,10 +51,9 @@ class Games:
         try:
             return function(*args, **options)
         except Exception as error:
-            cause = "".join(traceback.format_exception(error)).strip()
             raise GameError(
                 f"A game has failed after {self.count:,} steps of all games. The same command goes on from the newest "
-                f"checkpoint, if there is one.\n{cause}"
+                "checkpoint, if there is one."
             ) from error
 
     def send(self, actions: np.ndarray) -> None:

@@ -44,7 +44,7 @@ def prepare() -> None:
 def run(main) -> NoReturn:
     """Runs a script's `main` and exits with its code, or with 2 after one line on what went wrong.
 
-    A traceback means a mistake in this project.
+    A traceback means a mistake in this project, or in the environment of a `GameError`.
     """
     try:
         sys.exit(main())

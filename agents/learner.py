@@ -1,7 +1,7 @@
 """The learner: one gradient step.
 
-`update(state, batch) -> (state, items, metrics)` is the unit that all data sources share: the online step
-(`agents/step.py`) feeds it from the replay, other domains feed it batches of their own.
+`update(state, batch) -> (state, items, metrics)` knows nothing of where a batch comes from; `agents/step.py` feeds it
+from the replay, online and offline.
 """
 
 from __future__ import annotations

@@ -104,12 +104,25 @@ def _number(value: str):
         return value
 
 
-def read(run_dir) -> list[dict]:
-    """Reads all log points of a run; a line cut short by a crash is left out."""
+def read(run_dir, last_bytes: int | None = None) -> list[dict]:
+    """Reads the log points of a run, oldest first; none if it has no log yet. Damaged lines are left out.
+
+    Args:
+      run_dir: its directory.
+      last_bytes: reads only those that lie in the last so many bytes of the file; None: all.
+    """
+    try:
+        with (Path(run_dir) / METRICS).open("rb") as file:
+            start = max(0, file.seek(0, os.SEEK_END) - last_bytes) if last_bytes else 0
+            file.seek(start)
+            lines = file.read().split(b"\n")
+    except OSError:
+        return []
     rows = []
-    for line in (Path(run_dir) / METRICS).read_text(errors="replace").splitlines():
+    for line in lines[1 if start else 0 : -1]:  # the last one is empty or still being written; the first may be cut
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+            rows += [row] if isinstance(row, dict) else []
+        except (ValueError, RecursionError):
             continue
     return rows

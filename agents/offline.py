@@ -26,7 +26,7 @@ class OfflineTrainer(Trainer):
       ConfigError: if there is nothing to learn from for this environment.
     """
 
-    _columns, _max_abs_reward = 1, None  # rewards have been clipped where they were read
+    _max_abs_reward = None  # rewards have been clipped where they were read
 
     def _make_ring(self, observation) -> Replay:
         x = self.experiment

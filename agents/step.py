@@ -1,4 +1,4 @@
-"""The online step: sample from the replay, update, set new priorities, K times in one compiled call.
+"""The training step: sample from the replay, update, set new priorities, K times in one compiled call.
 
 For one seed, for several seeds at once, and for one seed on several devices.
 """
@@ -44,9 +44,9 @@ def make_step(update, sample, update_priorities, num_updates: int, mesh: jax.sha
 
     if mesh is None:
         times = 1 if in_calls else num_updates
-        one = _repeat(_one(counted, sample, update_priorities), times)
+        one = _repeat(_one(counted, sample, update_priorities), times, _total)
         batched = counted if on_cpu else nn.intercept_methods(convolve_by_product)(counted)
-        several = _repeat(_several(batched, sample, update_priorities), times)
+        several = _repeat(_several(batched, sample, update_priorities), times, jax.vmap(_total, in_axes=1))
 
         @partial(jax.jit, donate_argnums=(0, 1))
         def run(states, priorities, rings):
@@ -102,8 +102,8 @@ def _several(update, sample, update_priorities):
     return several
 
 
-def _repeat(one, times: int):
-    """`one`, a number of times; its metrics are summed up."""
+def _repeat(one, times: int, total):
+    """`one`, a number of times; `total` sums its metrics up."""
 
     def scan(state, priorities, ring):
         def body(carry, _):
@@ -111,7 +111,7 @@ def _repeat(one, times: int):
             return carry, metrics
 
         (state, priorities), metrics = jax.lax.scan(body, [state, priorities], length=times)
-        return state, priorities, _total(metrics)
+        return state, priorities, total(metrics)
 
     return one if times == 1 else scan
 
@@ -132,12 +132,11 @@ def _add(sums, metrics):
 
 
 def _total(metrics):
-    """The same, for metrics of several updates [K, ...]; with several seeds [K, seeds, ...]."""
+    """The same, for metrics of several updates [K, ...]."""
     metrics = dict(metrics)
     not_finite = metrics.pop("not_finite")
-    first = jnp.argmax(not_finite["found"], axis=0)
-    pick = lambda leaf: jnp.take_along_axis(leaf, jnp.expand_dims(first, (0, *range(first.ndim + 1, leaf.ndim))), 0)[0]
-    return {**jax.tree.map(partial(jnp.sum, axis=0), metrics), "not_finite": jax.tree.map(pick, not_finite)}
+    first = jax.tree.map(lambda leaf: leaf[jnp.argmax(not_finite["found"])], not_finite)
+    return {**jax.tree.map(partial(jnp.sum, axis=0), metrics), "not_finite": first}
 
 
 def _stack(trees):

@@ -83,11 +83,6 @@ class Trainer:
         return self.experiment.replay
 
     @property
-    def _columns(self) -> int:
-        """Games whose steps lie side by side in the replay."""
-        return self.experiment.num_envs
-
-    @property
     def _max_abs_reward(self) -> float | None:
         """To what the replay clips rewards."""
         return self.experiment.agent.max_abs_reward
@@ -166,12 +161,15 @@ class Trainer:
     @property
     def replay_bytes(self) -> int:
         """Memory of the replay, which is allocated at once."""
-        return self._ring.num_bytes(self._columns, self._shape, self._dtype)
+        return self._ring.num_bytes(self.experiment.num_envs, self._shape, self._dtype)
 
     @property
     def epsilon(self) -> float:
         """Current exploration rate."""
         return self.experiment.agent.epsilon(self.agent_steps, self.experiment.warmup_steps)
+
+    def _empty_replay(self):
+        return self._ring.init(self.experiment.num_envs, self._shape, self._dtype)
 
     def allocate_replay(self) -> None:
         """Allocates the empty replay.
@@ -180,7 +178,7 @@ class Trainer:
           MemoryError: if the device has no room for it after all.
         """
         try:
-            self.replay_state = jax.block_until_ready(self._ring.init(self._columns, self._shape, self._dtype))
+            self.replay_state = jax.block_until_ready(self._empty_replay())
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -192,7 +190,7 @@ class Trainer:
     def trace(self) -> None:
         """Traces an update, so that settings of which none can be made are an error before anything is written."""
         if self._mesh is None:
-            empty = jax.eval_shape(lambda: self._ring.init(self._columns, self._shape, self._dtype))
+            empty = jax.eval_shape(self._empty_replay)
             jax.eval_shape(self._step, [self.state], [empty], [{}])
 
     def add(self, step) -> None:
@@ -217,7 +215,7 @@ class Trainer:
         found = jax.device_get(self._sums.get("not_finite", {"found": False}))
         if not found["found"]:
             return None
-        row, game = np.divmod(found["index"], self._columns)
+        row, game = np.divmod(found["index"], self.experiment.num_envs)
         batch = self._gather(self.replay_state, row, game, found["weight"])
         return {**batch._asdict(), "index": found["index"], "update": found["update"]}
 

@@ -135,7 +135,9 @@ def test_a_batch_that_was_not_finite_is_taken_from_where_it_lay():
         state = replay.add(state, one)
     index, ones = np.array([33, 2, 17]), np.ones(3, np.float32)
     sums = {"not_finite": {"found": True, "index": index, "weight": ones, "update": 3}}
-    trainer = SimpleNamespace(_sums=sums, _columns=4, _gather=replay.gather, replay_state=state)
+    trainer = SimpleNamespace(
+        _sums=sums, experiment=SimpleNamespace(num_envs=4), _gather=replay.gather, replay_state=state
+    )
     assert Trainer.not_finite(trainer)["s_tm1"][:, -1, 0].tolist() == [34, 3, 18]  # a frame holds its place + 1
 
 

@@ -112,7 +112,7 @@ def cql(run_dir, data, head="hl_gauss", updates=400, *more):
 CASES = [("hl_gauss", "max", 0.1), ("c51", "monte_carlo", 0.1)]
 MORE = [
     pytest.param(head, target, alpha, marks=pytest.mark.slow)
-    for head in ("mse", "huber", "mse_softmax", "two_hot", "hl_gauss", "c51")
+    for head in config.names("heads")
     for target, alpha in (("max", 0.1), ("max", 0.0), ("sarsa", 0.1), ("monte_carlo", 0.1))
     if (head, target, alpha) not in CASES
 ]

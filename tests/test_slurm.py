@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from agents import logger
 from scripts import sweep
 from sweeping import slurm
-from sweeping.progress import latest_rows
 
 TESTS = Path(__file__).parent
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol")
@@ -167,7 +167,7 @@ def submit(cluster, tmp_path, monkeypatch):
 
 
 def steps(run_dir):
-    return max((row["agent_steps"] for row in latest_rows(run_dir)), default=0)
+    return max((row["agent_steps"] for row in logger.read(run_dir)), default=0)
 
 
 def starts(run_dir):
@@ -211,7 +211,7 @@ def test_interrupted_jobs_go_on(submit, tmp_path):
     assert submit("Slow-v0", 2) == "All 2 runs are finished.\n"
     assert (steps(one), len(starts(one)[0])) == (3000, 1) and (steps(two), len(starts(two)[0])) == (3000, 2)
     for run_dir in (one, two):  # nothing is logged twice
-        logged = [row["agent_steps"] for row in latest_rows(run_dir, 10**7) if "train/epsilon" in row]
+        logged = [row["agent_steps"] for row in logger.read(run_dir) if "train/epsilon" in row]
         assert logged == sorted(set(logged))
 
 

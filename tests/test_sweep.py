@@ -338,9 +338,9 @@ def test_the_end_of_a_log_is_read(tmp_path):
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "metrics.jsonl").write_text(text + '{"agent_steps": 5000')
     assert len(text) > 2 * 16_384
-    found = progress.latest_rows(tmp_path)
+    found = logger.read(tmp_path, progress.LATEST)
     assert found == rows[-len(found) :] and 100 < len(found) < 1000
-    assert progress.latest_rows(tmp_path, 10**6) == rows == logger.read(tmp_path)
+    assert logger.read(tmp_path, 10**6) == logger.read(tmp_path) == rows
     planned = run(total=4500)._replace(run_dir=tmp_path)
     assert progress.progress_of(planned) == (4500, 499.9)
     assert progress.progress_of(run(start=7)) == (7, None)

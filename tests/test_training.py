@@ -29,7 +29,7 @@ from replay.samplers import Prioritized, Uniform
 from scripts import evaluate, plot, train
 from training.command_line import load, parse_args
 
-HEADS = ["mse", "huber", "mse_softmax", "two_hot", "hl_gauss", "c51"]
+HEADS = config.names("heads")
 
 
 def pong(run_dir, steps, *more):
@@ -443,7 +443,7 @@ def test_soft_moe_logs_the_load_of_its_experts(tmp_path):
 
 
 LEARNERS = [("dqn", "mse"), ("dqn", "hl_gauss"), ("rainbow", "c51")]
-SLOW_LEARNERS = [("dqn", head) for head in ("huber", "mse_softmax", "two_hot", "c51")]
+SLOW_LEARNERS = [("dqn", head) for head in HEADS if ("dqn", head) not in LEARNERS]
 SLOW_LEARNERS += [("full_rainbow", "c51"), ("rainbow", "hl_gauss"), ("soft_moe", "hl_gauss")]
 LEARNERS += [pytest.param(*pair, marks=pytest.mark.slow) for pair in SLOW_LEARNERS]
 

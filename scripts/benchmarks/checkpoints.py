@@ -60,8 +60,7 @@ def measure(trainer: Trainer, recorded: list[TimeStep], run_dir: Path, learning:
             saved = time.perf_counter()
             checkpointer.save((interval + 1) * INTERVAL, trainer.save(), {}, ring_rows)
             in_thread.append(time.perf_counter() - began)
-            while not checkpointer._committing.done():
-                time.sleep(0.01)
+            checkpointer.wait()
             to_disk.append(time.perf_counter() - saved)
             of_process.append(time.process_time() - of_process_began)
     began = time.perf_counter()

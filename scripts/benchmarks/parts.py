@@ -31,19 +31,18 @@ def filled(ring: Replay, num_envs: int):
     return state._replace(size=jnp.int32(rows), priorities=priorities), random_step(num_envs)
 
 
-def replay(sampler: str, capacity: int, repeats: int, seconds: float, num_envs: int = 8) -> dict:
-    """Times, on a full ring, adding a step of all games, and sampling 32 transitions with new priorities.
+def replay(sampler: str, capacity: int, repeats: int, seconds: float) -> dict:
+    """Times, on a full ring, adding a step of 8 games, and sampling 32 transitions with new priorities.
 
     Args:
       sampler: a name in `SAMPLERS`.
       capacity: transitions in the ring.
       repeats, seconds: as of `seconds_of`.
-      num_envs: games.
     """
     ring, window = Replay(capacity, SAMPLERS[sampler]), {"stack": 4, "n_step": 1}
-    size = ring.num_bytes(num_envs, (84, 84), np.uint8)
+    size = ring.num_bytes(8, (84, 84), np.uint8)
     memory.check(size, capacity)
-    state, step = filled(ring, num_envs)
+    state, step = filled(ring, 8)
     add = jax.jit(partial(ring.add, **window), donate_argnums=0)
 
     def add_one():

@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 import psutil
 
+from agents.logger import METRICS
 from benchmarks import parts, updates
 from benchmarks.timing import seconds_of, summary
 
@@ -84,7 +85,7 @@ def ours(run_dir: Path, head: str, padding: str, num_envs: int, interval: int, w
     flags += ["--replay_capacity=100000", "--steps=1000000000", f"--warmup_steps={warmup}"]
     bindings = {"NatureCNN.padding": repr(padding), "Experiment.log_every_steps": interval}
     flags += [f"--gin_bindings={name} = {value}" for name, value in bindings.items()]
-    return Worker(f"training with {head}, {padding}", [sys.executable, str(TRAIN), *flags], run_dir / "metrics.jsonl")
+    return Worker(f"training with {head}, {padding}", [sys.executable, str(TRAIN), *flags], run_dir / METRICS)
 
 
 def race(workers: list[Worker], turns: int, points: int) -> None:
@@ -114,15 +115,14 @@ def limit(updates: float, ale: float, acting: float, shared: bool) -> float:
     return 1 / (1 / acting + (playing + learning if shared else max(playing, learning)))
 
 
-def rows(args, head: str = "hl_gauss") -> Iterator[dict]:
+def rows(args) -> Iterator[dict]:
     """Times whole runs, and compares with what their parts allow; by turns, since the machine's speed drifts."""
     for padding in ("SAME", "VALID"):
         network, rates = f"NatureCNN, {padding}", {"updates/s": [], "ALE": [], "acting": []}
-        update = updates.compiled(updates.build("dqn", head, network, full_action_space=False)).call
+        update = updates.compiled(updates.build("dqn", "hl_gauss", network, full_action_space=False)).call
         with tempfile.TemporaryDirectory() as directory:
-            with contextlib.closing(
-                ours(Path(directory, "run"), head, padding, args.num_envs, args.interval)
-            ) as worker:
+            run_dir = Path(directory, "run")
+            with contextlib.closing(ours(run_dir, "hl_gauss", padding, args.num_envs, args.interval)) as worker:
                 worker.begin()
                 for _ in range(args.turns):
                     times = seconds_of(update, args.repeats, args.seconds)

@@ -28,7 +28,7 @@ NETWORKS = {
     "SoftMoE-8, bfloat16": (None, ["SoftMoE.num_experts = 8", "ImpalaEncoder.dtype = 'bfloat16'"]),
     **{f"ImpalaCNN, width x{n}": ("impala_cnn", [f"ImpalaEncoder.width = {n}"]) for n in (2, 4)},
 }
-HEADS = ("mse", "huber", "mse_softmax", "two_hot", "hl_gauss", "c51")
+HEADS = config.names("heads")
 WIDENED = [f"ImpalaCNN, dense x{n}" for n in (2, 4, 8)]
 # Agent, head, network, batch.
 UPDATES = [

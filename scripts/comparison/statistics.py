@@ -54,50 +54,49 @@ def interval(samples, axis=0):
     return np.nanquantile(samples, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=axis)
 
 
-def aggregate(scores, games, resamples: int = 2_000, seed: int = 0) -> dict[str, np.ndarray]:
+def aggregate(scores, games, resamples: int = 2_000) -> dict[str, np.ndarray]:
     """Computes every aggregate with its interval.
 
     Args:
       scores: [R, T], normalised; a NaN leaves the run out at this t, where its game must have another.
       games: [R], runs of a game together.
-      resamples: of the bootstrap.
-      seed: of the bootstrap; the same runs are drawn for all T.
+      resamples: of the bootstrap; the same runs are drawn for all T.
 
     Returns:
       name -> [3, T]: value, lower and upper end.
     """
-    index = resample(games, resamples, np.random.default_rng(seed))
+    index = resample(games, resamples, np.random.default_rng(0))
     result = {name: np.empty((3, scores.shape[1])) for name in AGGREGATES}
     for t, column in enumerate(scores.T):
         there, of, drawn = ~np.isnan(column), games, index
         if not there.all():
             column, of = column[there], games[there]
-            drawn = resample(of, resamples, np.random.default_rng(seed))
+            drawn = resample(of, resamples, np.random.default_rng(0))
         samples = column[drawn]
         for name, function in AGGREGATES.items():
             result[name][:, t] = function(column, of), *interval(function(samples, of))
     return result
 
 
-def profile(scores, games, thresholds, resamples: int = 2_000, seed: int = 0) -> np.ndarray:
+def profile(scores, games, thresholds, resamples: int = 2_000) -> np.ndarray:
     """The fraction of runs with a score above each threshold [K], with its interval: [3, K]."""
     above = (scores[:, None] > thresholds).astype(np.float64)
-    drawn = draws(games, resamples, np.random.default_rng(seed))
+    drawn = draws(games, resamples, np.random.default_rng(0))
     return np.stack([above.mean(axis=0), *interval(drawn @ above / len(scores))])
 
 
-def probability_of_improvement(x, games_x, y, games_y, resamples: int = 2_000, seed: int = 0) -> np.ndarray:
+def probability_of_improvement(x, games_x, y, games_y, resamples: int = 2_000) -> np.ndarray:
     """How probably a run of x has a higher score than one of y on the same game, averaged over games; ties count half.
 
     Args:
       x, y: scores [R], [R'].
       games_x, games_y: their games, the same set in the same order.
-      resamples, seed: of the bootstrap.
+      resamples: of the bootstrap.
 
     Returns:
       [3]: value, lower and upper end.
     """
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     drawn_x, drawn_y = draws(games_x, resamples, random), draws(games_y, resamples, random)
     values, samples = [], []
     for game in dict.fromkeys(games_x):

@@ -10,9 +10,10 @@ import itertools
 import statistics
 from pathlib import Path
 
+from agents import logger
 from agents.environments import ROMS
 from sweeping.plan import Run
-from sweeping.progress import latest_rows, speed_of
+from sweeping.progress import speed_of
 
 
 class Speeds:
@@ -27,8 +28,8 @@ class Speeds:
         self._told = told
         self._arms = collections.defaultdict(list)  # by kind of environment and arm: medians of runs
         self._likes = collections.defaultdict(list)  # by kind of environment, agent, preset and torso
-        for metrics in Path(base_dir).glob("*/*/seed*/metrics.jsonl"):
-            rows = [row for row in latest_rows(metrics.parent, 65_536) if "train/loss" in row]
+        for metrics in Path(base_dir).glob(f"*/*/seed*/{logger.METRICS}"):
+            rows = [row for row in logger.read(metrics.parent, 65_536) if "train/loss" in row]
             speeds = [speed for row in rows if (speed := speed_of(row))]
             if speeds:
                 arm, like = _keys(metrics.parent)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -10,35 +9,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from agents.logger import METRICS
+from agents import logger
 from sweeping.plan import Run
 
 SUMMARY_EVERY = 60.0  # seconds
-
-
-def latest_rows(run_dir: Path, size: int = 16_384) -> list[dict]:
-    """Reads the log points in the last `size` bytes of a run's metrics, oldest first; none if there is no such file."""
-    try:
-        with (run_dir / METRICS).open("rb") as file:
-            start = max(0, file.seek(0, 2) - size)
-            file.seek(start)
-            lines = file.read().split(b"\n")
-    except OSError:
-        return []
-    rows = []
-    for line in lines[1 if start else 0 : -1]:  # the last one is empty or still being written; the first may be cut
-        try:
-            row = json.loads(line)
-            rows += [row] if isinstance(row, dict) else []
-        except (ValueError, RecursionError):
-            continue  # damaged
-    return rows
+LATEST = 16_384  # bytes of a log: a dozen log points or more
 
 
 def progress_of(run: Run) -> tuple[int, float | None]:
     """Agent steps of a run so far, and agent steps/s at its latest log point; updates of an offline run."""
     steps, speed = run.start, None
-    for row in latest_rows(run.run_dir):
+    for row in logger.read(run.run_dir, LATEST):
         made = row.get("agent_steps", row.get("updates"))
         steps, speed = max(steps, made if isinstance(made, int) else 0), speed_of(row) or speed
     return min(steps, run.total), speed
