@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from agents.config_checks import ConfigError
+from agents.errors import ConfigError
 from replay import log
-from replay.log import DamagedError, read_json, verify
+from replay.files import DamagedError, read_json, verify
 
 FORMAT = 1
 ORBAX = "_CHECKPOINT_METADATA"  # in checkpoints of before there was a format
@@ -35,7 +35,7 @@ class Checkpoint:
       path: its directory.
 
     Raises:
-      replay.log.DamagedError: if it has no readable manifest.
+      replay.files.DamagedError: if it has no readable manifest.
       ConfigError: if another version wrote it.
     """
 
@@ -155,7 +155,7 @@ def named(path) -> tuple[Path, Checkpoint | None]:
       The run directory, and the checkpoint, whose state is intact; None if there is none.
 
     Raises:
-      replay.log.DamagedError: if the one that is named is not there, or its state is not as it was written.
+      replay.files.DamagedError: if the one that is named is not there, or its state is not as it was written.
     """
     path = Path(path)
     if path.parent.name != "checkpoints" or not path.name.isdecimal():
@@ -176,7 +176,7 @@ def newest_intact(run_dir, report=print) -> tuple[Checkpoint | None, list[Path]]
       report: told of what is damaged.
 
     Raises:
-      replay.log.DamagedError: if there are checkpoints but none is intact.
+      replay.files.DamagedError: if there are checkpoints but none is intact.
     """
     damaged = []
     for path in checkpoints(run_dir):

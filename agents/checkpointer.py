@@ -16,7 +16,7 @@ from safetensors.numpy import save
 
 from agents.checkpoint import FORMAT, MANIFEST, STATE, Checkpoint, checkpoints, digest, newest_intact
 from replay import log
-from replay.log import DamagedError, write_durably
+from replay.files import DamagedError, sync_directory, write_durably
 from replay.ring import TimeStep
 
 KEPT = 2  # checkpoints of a run
@@ -51,7 +51,7 @@ class Checkpointer:
           report: told of what is damaged.
 
         Raises:
-          replay.log.DamagedError: if there are checkpoints but none is intact.
+          replay.files.DamagedError: if there are checkpoints but none is intact.
         """
         checkpoint, damaged = newest_intact(self._run_dir, report)
         for path in damaged:  # set aside, for whoever wants to know what happened
@@ -122,7 +122,7 @@ class Checkpointer:
         write_durably(partial / STATE, state)
         _write_manifest(partial, manifest | {"state_sha256": hashlib.sha256(state).hexdigest()})
         partial.rename(directory)
-        log.sync_directory(self._directory)
+        sync_directory(self._directory)
 
         kept = checkpoints(self._run_dir)
         for path in kept[KEPT:]:

@@ -18,24 +18,19 @@ import gin.config as gin_state  # its bindings have no public accessors
 
 from agents.config_checks import (
     COMMAND_LINE,
-    ConfigError,
     Key,
-    check_environment,
     check_learning_rates,
-    check_names,
     check_statements,
     check_types,
     current_bindings,
-    did_you_mean,
     explain,
     is_prefix,
-    plain,
     refuse_unused,
     settings,
 )
+from agents.config_trust import check_environment, check_names
+from agents.errors import ConfigError, did_you_mean, plain
 from agents.experiment import Experiment
-
-__all__ = ["Config", "ConfigError", "folder", "load", "names", "resolve", "settings", "shipped"]
 
 # What gin raises at a text that is wrong somewhere.
 MISTAKES = (ValueError, TypeError, SyntaxError, NameError, AttributeError, ImportError, RuntimeError, LookupError)

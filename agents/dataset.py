@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from agents.config_checks import ConfigError
+from agents.errors import ConfigError
 from agents.recording import Recording, find, game_of, read_manifest, recorded_rows
-from replay.log import DamagedError
+from replay.files import DamagedError
 from replay.ring import TimeStep
 
 PIECE = 4096  # rows that are read at a time into memory
@@ -79,7 +79,7 @@ class Dataset:
 
         Raises:
           ConfigError: if there is nothing to learn from, or it is of something else.
-          replay.log.DamagedError: if a file is not as it was written.
+          replay.files.DamagedError: if a file is not as it was written.
         """
         self.check_game(environment)
         recordings = [Recording(path) for path in find(self.paths)]

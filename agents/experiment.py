@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from agents.config_checks import ConfigError, plain
 from agents.dataset import Dataset
 from agents.dqn import DQN
 from agents.environments import Atari, Gymnasium
+from agents.errors import ConfigError, plain
 from agents.learner import Learner
 from networks.value_heads import ValueHead
 from replay.ring import Replay

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from agents.config_checks import ConfigError
+from agents.errors import ConfigError
 
 GIB = 2**30
 SETTINGS = {

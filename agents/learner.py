@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from agents.config_checks import ConfigError
+from agents.errors import ConfigError
 
 
 class TrainState(NamedTuple):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from agents import evaluation, memory
-from agents.config_checks import ConfigError
+from agents.errors import ConfigError
 from agents.run import Run
 from agents.trainer import Trainer
 from replay.ring import Replay, ReplayState

@@ -73,7 +73,7 @@ def load(path, allow_import=()) -> Policy:
     Raises:
       ConfigError: if its config names anything else.
       FileNotFoundError: if there is no run directory, or it has no checkpoint.
-      replay.log.DamagedError: if the checkpoint that is named is not there, or not as it was written.
+      replay.files.DamagedError: if the checkpoint that is named is not there, or not as it was written.
     """
     run_dir, checkpoint = named(path)
     if not (run_dir / "config.gin").is_file():

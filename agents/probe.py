@@ -9,9 +9,9 @@ import jax
 
 from agents import run_directory
 from agents.checkpoint import named
-from agents.config_checks import ConfigError
+from agents.errors import ConfigError
 from agents.learner import TrainState
-from replay.log import DamagedError
+from replay.files import DamagedError
 
 OWN = ("kernel_init", "noise")  # of how parameters begin, not of what they compute
 

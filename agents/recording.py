@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from agents.checkpoint import newest
-from agents.config_checks import ConfigError
 from agents.environments import task_name
-from replay.log import DIRECTORY, DamagedError, Log, read_json
+from agents.errors import ConfigError
+from replay.files import DamagedError, read_json
+from replay.log import DIRECTORY, Log
 from replay.ring import TimeStep
 
 MANIFEST = "manifest.json"
@@ -98,7 +99,7 @@ class Recording:
 
     Raises:
       ConfigError: if it has no log, or its manifest cannot be read.
-      replay.log.DamagedError: if a file is not as it was written.
+      replay.files.DamagedError: if a file is not as it was written.
     """
 
     def __init__(self, path: Path):

@@ -25,7 +25,8 @@ from pathlib import Path
 import jax
 
 from agents import config
-from replay.log import DamagedError, read_json, write_durably
+from agents.errors import ConfigError
+from replay.files import DamagedError, read_json, write_durably
 
 # Settings that may differ from one start to the next of the same run.
 MAY_CHANGE = {
@@ -90,7 +91,7 @@ def read_manifest(run_dir: Path) -> dict | None:
     """Reads the manifest; None if there is no run in `run_dir`.
 
     Raises:
-      config.ConfigError: if `run_dir` holds something else.
+      ConfigError: if `run_dir` holds something else.
     """
     path = run_dir / MANIFEST
     if path.exists():
@@ -110,12 +111,12 @@ def read_manifest(run_dir: Path) -> dict | None:
                 checked["torso"] = torso | {name: str(torso[name]) for name in ("checkpoint", "state_sha256")}
             return checked | ({"resumed": starts[1:]} if starts[1:] else {})
         except (DamagedError, ValueError, KeyError, TypeError, OverflowError) as error:
-            raise config.ConfigError(f"{path} is damaged ({error!r}). Choose another --run_dir.") from error
+            raise ConfigError(f"{path} is damaged ({error!r}). Choose another --run_dir.") from error
     # What `create` had written when it was interrupted does not count.
     names = ("config.gin", "operative_config.gin", MANIFEST)
     unfinished = {LOCK, *names, *(f"{name}.partial" for name in names)}
     if run_dir.exists() and not (run_dir.is_dir() and {path.name for path in run_dir.iterdir()} <= unfinished):
-        raise config.ConfigError(f"{run_dir} exists but holds no run (no manifest.json). Choose another --run_dir.")
+        raise ConfigError(f"{run_dir} exists but holds no run (no manifest.json). Choose another --run_dir.")
     return None
 
 
@@ -132,7 +133,7 @@ def refuse_other_settings(run_dir: Path, old: dict[str, str], settings: dict[str
         if old.get(key) != settings.get(key)
     ]
     if different:
-        raise config.ConfigError(
+        raise ConfigError(
             f"{run_dir} holds a run with other settings: {'; '.join(different)}. "
             "Go on with its settings, or train these in another directory: --run_dir DIR."
         )
@@ -175,7 +176,7 @@ def lock(run_dir: Path):
     The system drops the lock when the process ends, however it does; what is in the file is for the message only.
 
     Raises:
-      config.ConfigError: if another process holds it.
+      ConfigError: if another process holds it.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     check_files(run_dir)
@@ -184,7 +185,7 @@ def lock(run_dir: Path):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            raise config.ConfigError(f"Another process is training in {run_dir}: {file.read()}.") from error
+            raise ConfigError(f"Another process is training in {run_dir}: {file.read()}.") from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
@@ -195,19 +196,19 @@ def check_files(run_dir: Path) -> None:
     """Refuses links in a run directory, by which one from elsewhere could have files overwritten or removed.
 
     Raises:
-      config.ConfigError: for a link, or for a name of this project's that is not a file, or not a directory, as it is.
+      ConfigError: for a link, or for a name of this project's that is not a file, or not a directory, as it is.
     """
     directories = ("checkpoints", "replay")
     inside = [path for name in directories if (run_dir / name).is_dir() for path in (run_dir / name).iterdir()]
     for path in [*run_dir.iterdir(), *inside]:
         if path.is_symlink():
-            raise config.ConfigError(f"{path} is a link; nothing is trained in a directory that holds one.")
+            raise ConfigError(f"{path} is a link; nothing is trained in a directory that holds one.")
     for path in run_dir.iterdir():
         is_file = path.name in (LOCK, MANIFEST, "config.gin", "operative_config.gin", "metrics.jsonl")
         if (is_file or path.name.startswith("events.out.tfevents.")) and not path.is_file():
-            raise config.ConfigError(f"{path} is not a file. Choose another --run_dir.")
+            raise ConfigError(f"{path} is not a file. Choose another --run_dir.")
         if path.name in directories and not path.is_dir():
-            raise config.ConfigError(f"{path} is not a directory. Choose another --run_dir.")
+            raise ConfigError(f"{path} is not a directory. Choose another --run_dir.")
 
 
 def differences(manifest: dict) -> list[str]:

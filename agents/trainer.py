@@ -12,8 +12,8 @@ import numpy as np
 
 from agents import evaluation, memory, probe
 from agents.checkpoint import Checkpoint, flatten
-from agents.config_checks import ConfigError
 from agents.diagnosis import make_diagnose
+from agents.errors import ConfigError
 from agents.experiment import Experiment
 from agents.learner import make_update
 from agents.step import gather, make_step, spread

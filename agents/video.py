@@ -12,8 +12,8 @@ import imageio_ffmpeg
 import jax
 import numpy as np
 
-from agents.config_checks import ConfigError
 from agents.environments import Atari
+from agents.errors import ConfigError
 from networks.value_heads import symlog
 
 SIZE = (1280, 720)  # width and height in pixels

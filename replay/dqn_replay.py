@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from replay.log import DamagedError
+from replay.files import DamagedError
 from replay.ring import TimeStep
 
 KINDS = {"action": "iu", "reward": "iuf", "terminal": "iub"}  # NumPy's kinds of types
@@ -63,7 +63,7 @@ def check(folder: Path, number: int, shape: tuple[int, ...], num_actions: int) -
       num_actions: there are in the game.
 
     Raises:
-      replay.log.DamagedError: for observations of another shape, actions that the game does not have, or rewards that
+      replay.files.DamagedError: for observations of another shape, actions that the game does not have, or rewards that
         are not finite; and if a file is missing, or not what it should be.
     """
     small, added, length = _small(folder, number)
@@ -90,7 +90,7 @@ def read(folder: Path, number: int) -> Iterator[TimeStep]:
     which holds what came after the one before.
 
     Raises:
-      replay.log.DamagedError: if a file is missing, cut short, or not what it should be.
+      replay.files.DamagedError: if a file is missing, cut short, or not what it should be.
     """
     small, added, length = _small(folder, number)
     cursor = added % length if added > length else 0  # the oldest row of a ring that has gone round

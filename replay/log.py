@@ -19,7 +19,6 @@ import collections
 import functools
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -27,19 +26,15 @@ from typing import Any
 import numpy as np
 import tensorstore
 
+from replay.files import DamagedError, read_json, sha256, verify, write_durably
 from replay.ring import TimeStep
 
 DIRECTORY = "replay"
 CHUNK_BYTES = 8 * 2**20  # of observations, before compression: what is held in memory, and read at a time
 MAX_CHUNK = 2**16  # rows
-LARGEST_JSON = 2**26  # bytes
 CACHE_BYTES = 2**28  # of chunks read in part
 PENDING_CHUNKS = 2  # that may wait for the disk before the games do
 COMPRESSION = {"name": "zstd", "configuration": {"level": 1, "checksum": True}}  # 1.4 GB/s; level 3 gains 5 %
-
-
-class DamagedError(OSError):
-    """A file on disk is missing or not what was written."""
 
 
 class SegmentWriter:
@@ -225,61 +220,3 @@ def verify_segment(path: Path, digest: str) -> None:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise DamagedError(f"{listing(path)} names a file outside of its segment: {name!r}")
         verify(path / name, file_digest)
-
-
-def verify(path: Path, digest: str) -> None:
-    """Raises DamagedError unless a file is there and has this SHA-256."""
-    try:
-        found = sha256(path) if path.is_file() else None  # a pipe or a device would never end
-    except OSError:
-        found = None
-    if found is None:
-        raise DamagedError(f"{path} is missing or unreadable")
-    if found != digest:
-        raise DamagedError(f"{path} is not what was written there")
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_json(path: Path) -> dict:
-    """Reads an object from a file of JSON.
-
-    Raises:
-      DamagedError: if there is none.
-    """
-    try:
-        if not path.is_file():  # a pipe or a device would never end
-            raise ValueError("no file")
-        if path.stat().st_size > LARGEST_JSON:
-            raise ValueError(f"more than {LARGEST_JSON:,} bytes")
-        value = json.loads(path.read_bytes())
-        if not isinstance(value, dict):
-            raise ValueError("no object")
-        return value
-    except (OSError, ValueError, RecursionError) as error:
-        raise DamagedError(f"{path} is missing or damaged ({str(error)[:100]})") from error
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Writes a file at once or not at all; it outlasts a power failure."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.unlink(missing_ok=True)
-    with partial.open("xb") as file:  # a new one: no link to elsewhere is followed
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Makes names of files and directories in it outlast a power failure."""
-    directory = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

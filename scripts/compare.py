@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 
 from agents import launch
-from agents.config_checks import ConfigError
 from agents.environments import task_name
+from agents.errors import ConfigError
 from comparison import alignment, analysis, events, figures, report, runs
 
 

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from agents import launch
 from agents.checkpointer import Checkpointer
-from agents.config_checks import ConfigError
 from agents.environments import Atari
+from agents.errors import ConfigError
 from agents.recording import MANIFEST, game_of, read_manifest
 from replay import dqn_replay
-from replay.log import write_durably
+from replay.files import write_durably
 
 
 def convert(folder: Path, number: int, environment: Atari, output: Path) -> int:

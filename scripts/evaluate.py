@@ -15,7 +15,7 @@ import json
 
 from agents import launch, run_directory, video
 from agents import policy as policies
-from agents.config_checks import ALLOW_IMPORT
+from agents.config_trust import ALLOW_IMPORT
 from agents.evaluation import behaviour_normalised, evaluate, human_normalised
 
 MOST_EPISODES = 1_000_000

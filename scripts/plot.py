@@ -14,7 +14,7 @@ from matplotlib import cycler
 from matplotlib.figure import Figure
 
 from agents import launch
-from agents.config_checks import ConfigError
+from agents.errors import ConfigError
 from agents.evaluation import scores
 from comparison import figures, runs
 

@@ -20,8 +20,9 @@ from pathlib import Path
 
 import jax
 
-from agents import config, launch
-from agents.config_checks import ALLOW_IMPORT
+from agents import launch
+from agents.config_trust import ALLOW_IMPORT
+from agents.errors import ConfigError
 from sweeping import cost, grid, local, slurm
 from sweeping.plan import Plan, Run
 from sweeping.progress import SweepDisplay
@@ -75,7 +76,7 @@ def changes(args) -> dict:
     if args.seeds is not None:
         numbers = args.seeds.strip(",").split(",")
         if not all(number.isdecimal() and len(number) <= 10 for number in numbers):
-            raise config.ConfigError(f"--seeds is {args.seeds!r}; it takes a number, e.g. 5, or a list, e.g. 3,4.")
+            raise ConfigError(f"--seeds is {args.seeds!r}; it takes a number, e.g. 5, or a list, e.g. 3,4.")
         result["seeds"] = [int(number) for number in numbers] if "," in args.seeds else int(args.seeds)
     return {name: value for name, value in result.items() if value is not None}
 

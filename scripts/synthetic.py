@@ -31,8 +31,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 import synthetic_images as images
-from agents.config_checks import ConfigError
 from agents.environments import ROMS
+from agents.errors import ConfigError
 from comparison import figures
 from networks.q_network import QNetwork
 from networks.torsos import NatureCNN, xavier_uniform

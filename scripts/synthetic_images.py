@@ -8,8 +8,8 @@ import ale_py
 import cv2
 import numpy as np
 
-from agents.config_checks import ConfigError
 from agents.environments import ROMS
+from agents.errors import ConfigError
 
 SIDE = 32
 BETWEEN = 20  # agent steps of four frames between two images of a game

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from agents import launch
+from agents.errors import ConfigError
 
 if __name__ == "__main__":
     launch.prepare()
@@ -34,20 +35,18 @@ def build(experiment) -> Trainer:
         trainer = (OfflineTrainer if experiment.dataset is not None else Trainer)(experiment)
         trainer.trace()
         return trainer
-    except (config.ConfigError, OSError, MemoryError):
+    except (ConfigError, OSError, MemoryError):
         raise
     except Exception as error:  # whatever JAX, flax and optax make of values that nobody foresaw
         reason = str(error).strip().partition("\n")[0][:300]
-        raise config.ConfigError(
-            f"Nothing can be trained with these settings: {type(error).__name__}: {reason}"
-        ) from error
+        raise ConfigError(f"Nothing can be trained with these settings: {type(error).__name__}: {reason}") from error
 
 
 def refuse_other_data(job: Job, trainer: OfflineTrainer) -> None:
     """Raises ConfigError if the run was begun with another data set."""
     if job.manifest and (job.manifest.get("dataset") or {}).get("digest") != trainer.data.digest:
         paths = ", ".join(job.cfg.experiment.dataset.paths)
-        raise config.ConfigError(
+        raise ConfigError(
             f"{job.run_dir} was begun with another data set than {paths}: its logs have changed since then, or are "
             "others. Train in another --run_dir."
         )
@@ -57,7 +56,7 @@ def refuse_other_torso(job: Job, trainer: Trainer) -> None:
     """Raises ConfigError if the run starts over, but was begun with another torso."""
     before, now = (job.manifest or {}).get("torso"), trainer.torso_origin
     if not job.checkpoint and before and before["state_sha256"] != now["state_sha256"]:
-        raise config.ConfigError(
+        raise ConfigError(
             f"{job.run_dir} was begun with the torso of {before['checkpoint']}, has no checkpoint of its own yet, and "
             f"would start over with that of {now['checkpoint']}. Remove it, or train in another --run_dir."
         )
@@ -78,7 +77,7 @@ def main(argv=None) -> int:
     """Runs the command line; returns the exit code."""
     args = parse_args(argv)
     if args.deterministic and launch.DETERMINISTIC not in os.environ.get("XLA_FLAGS", ""):
-        raise config.ConfigError(f"--deterministic found no way to set XLA_FLAGS; set it: {launch.DETERMINISTIC}")
+        raise ConfigError(f"--deterministic found no way to set XLA_FLAGS; set it: {launch.DETERMINISTIC}")
     if args.print_config:
         print(load(args).operative_text)
         return 0
@@ -102,7 +101,7 @@ def main(argv=None) -> int:
         for job in todo:
             locks.enter_context(run_directory.lock(job.run_dir))
             if run_directory.read_manifest(job.run_dir) != job.manifest:
-                raise config.ConfigError(f"Another process has just trained in {job.run_dir}. Run the command again.")
+                raise ConfigError(f"Another process has just trained in {job.run_dir}. Run the command again.")
         for job, trainer in zip(todo, trainers, strict=True):  # nothing is written before all of them are free
             if job.manifest:
                 run_directory.resume(job.run_dir, job.manifest, job.start, job.cfg)

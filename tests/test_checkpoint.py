@@ -14,8 +14,9 @@ from agents.checkpoint import Checkpoint, flatten, newest
 from agents.checkpointer import Checkpointer
 from agents.environments import Atari, Gymnasium
 from agents.games import Games
-from replay import log
-from replay.log import DamagedError, Log, SegmentWriter
+from replay import files, log
+from replay.files import DamagedError
+from replay.log import Log, SegmentWriter
 from replay.ring import TimeStep
 
 
@@ -209,7 +210,7 @@ def test_paths_in_a_manifest_cannot_escape(tmp_path):
     for name in ("/etc/passwd", "../../../secret"):
         log.listing(segment).write_text(json.dumps({"rows": 10, "files": {name: "0"}}))
         with pytest.raises(DamagedError, match="outside of its segment"):
-            log.verify_segment(segment, log.sha256(log.listing(segment)))
+            log.verify_segment(segment, files.sha256(log.listing(segment)))
 
 
 def test_to_resume_leaves_the_checkpoint_before_whole(tmp_path):

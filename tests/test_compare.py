@@ -22,7 +22,7 @@ from test_training import catch
 
 import compare
 from agents import evaluation
-from agents.config_checks import ConfigError
+from agents.errors import ConfigError
 from comparison import alignment, analysis, events, figures, groups, runs, statistics
 from scripts import train
 

@@ -16,6 +16,7 @@ import pytest
 from agents import config, run_directory
 from agents.dqn import DQN
 from agents.environments import Atari, Gymnasium
+from agents.errors import ConfigError
 from agents.learner import Learner
 from networks import torsos
 from networks.resnet import ResNet
@@ -142,7 +143,7 @@ def test_cql_goes_with_every_head_and_task(task, head, tmp_path):
     ],
 )
 def test_offline_settings_that_would_have_no_effect_are_refused(flags, message):
-    with pytest.raises(config.ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         load(*flags)
 
 
@@ -154,7 +155,7 @@ def test_every_torso_goes_with_every_agent_and_task(task, torso, agent, tmp_path
     for preset in ("quick", "minatar"):
         flags = [task, f"--agent={agent}", f"--torso={torso}", f"--preset={preset}"]
         if agent in OWN_TORSO:
-            with pytest.raises(config.ConfigError, match=f"torso of its own. Pass --agent dqn .*{torso}"):
+            with pytest.raises(ConfigError, match=f"torso of its own. Pass --agent dqn .*{torso}"):
                 load(*flags)
             return
         experiment, _ = load(*flags)
@@ -313,7 +314,7 @@ def test_minatars_optimizer_is_the_same_for_every_agent(agent):
 
 def test_rainbows_optimizer_is_bound_in_its_scope():
     """The plain name would have no effect, which is an error that names the right one."""
-    with pytest.raises(config.ConfigError, match=r"adam.learning_rate has no effect: rainbow/adam.learning_rate"):
+    with pytest.raises(ConfigError, match=r"adam.learning_rate has no effect: rainbow/adam.learning_rate"):
         load("--agent=rainbow", *bind("adam.learning_rate = 1e-3"))
     experiment, _ = load("--agent=rainbow", *bind("rainbow/adam.learning_rate = 1e-3"))
     assert_adam(experiment, 1e-3, 1.5e-4)
@@ -426,7 +427,7 @@ def test_mistakes_are_errors_before_anything_is_written(argv, message, tmp_path,
     monkeypatch.chdir(tmp_path)
     # If the mistake passes, stop before the replay is allocated and games are played.
     monkeypatch.setattr(train, "Trainer", lambda experiment: pytest.fail(f"{argv} was accepted"))
-    with pytest.raises(config.ConfigError, match=f"(?s){message}"):
+    with pytest.raises(ConfigError, match=f"(?s){message}"):
         train.main(argv)
     assert not os.listdir(tmp_path)
 
@@ -466,14 +467,14 @@ def test_contradicting_and_abbreviated_flags(argv, capsys):
 )
 def test_mistakes_in_a_file_of_ones_own(text, message, own):
     """The same strictness, with the file's name."""
-    with pytest.raises(config.ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         load(own(text))
 
 
 def test_nothing_named():
     """Files alone, as `load` takes them, must name an agent and a head."""
     for file in (config.shipped(".", "dqn"), config.shipped("heads", "mse")):
-        with pytest.raises(config.ConfigError, match="Values are missing.*Name an agent and a head"):
+        with pytest.raises(ConfigError, match="Values are missing.*Name an agent and a head"):
             config.load([config.BASE, file])
 
 
@@ -625,7 +626,7 @@ def test_a_config_names_nothing_but_parts_of_this_project(text, message, own, tm
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
     monkeypatch.syspath_prepend(tmp_path)
     task = [f"--gin_files={config.shipped('environments', 'gymnasium')}"] if "Gymnasium" in text else []
-    with pytest.raises(config.ConfigError, match=f"{message}.*A config may name"):
+    with pytest.raises(ConfigError, match=f"{message}.*A config may name"):
         load(own(text), *task)
     assert not (tmp_path / "executed").exists()
 
@@ -723,11 +724,11 @@ def test_other_settings_are_refused_and_named(run_dir):
     refuse(
         "--head=mse", "--steps=70_000", "--eval_every=5", "--eval_episodes=3", *bind("Experiment.log_every_steps = 9")
     )
-    with pytest.raises(config.ConfigError, match=r"(?s)DQN.n_step = 3, but the run there has 1.*--run_dir"):
+    with pytest.raises(ConfigError, match=r"(?s)DQN.n_step = 3, but the run there has 1.*--run_dir"):
         refuse("--head=mse", *bind("DQN.n_step = 3"))
-    with pytest.raises(config.ConfigError, match=r"HLGauss.num_bins = 51, but the run there has \(unset\)"):
+    with pytest.raises(ConfigError, match=r"HLGauss.num_bins = 51, but the run there has \(unset\)"):
         refuse("--head=hl_gauss")
-    with pytest.raises(config.ConfigError, match=r"Experiment.seed = 1, but the run there has 0"):
+    with pytest.raises(ConfigError, match=r"Experiment.seed = 1, but the run there has 0"):
         refuse("--head=mse", "--seed=1")
 
 
@@ -754,7 +755,7 @@ def test_what_may_change_exists():
 )
 def test_wrong_types_are_named(binding):
     """The annotation of the parameter decides, before anything is built."""
-    with pytest.raises(config.ConfigError, match=f"{binding.partition(' ')[0]} = .* is of the wrong type"):
+    with pytest.raises(ConfigError, match=f"{binding.partition(' ')[0]} = .* is of the wrong type"):
         load(f"--gin_bindings={binding}")
 
 

@@ -14,11 +14,11 @@ from test_training import catch
 from agents import dataset, recording
 from agents.checkpoint import newest
 from agents.checkpointer import Checkpointer
-from agents.config_checks import ConfigError
 from agents.dqn import DQN
 from agents.environments import Atari, Gymnasium
+from agents.errors import ConfigError
 from replay import dqn_replay
-from replay.log import DamagedError
+from replay.files import DamagedError
 from replay.ring import Replay, ReplayState, TimeStep
 from scripts import convert, train
 

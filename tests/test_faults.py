@@ -14,9 +14,10 @@ from killed import find
 from test_resume import INSTANTS, assert_same_run, command
 from test_training import catch
 
-from agents import config, launch, logger
+from agents import launch, logger
 from agents.checkpoint import newest
 from agents.environments import _StepOnRecv
+from agents.errors import ConfigError
 from agents.games import GameError
 from scripts import train
 
@@ -89,10 +90,10 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path):
     assert train.main(catch(tmp_path, "mse", 400)) == 0
     path = tmp_path / "checkpoints/400/manifest.json"
     path.write_text(path.read_text().replace('"format": 1', '"format": 7'))
-    with pytest.raises(config.ConfigError, match="has the format 7, and this version reads 1"):
+    with pytest.raises(ConfigError, match="has the format 7, and this version reads 1"):
         train.main(catch(tmp_path, "mse", 800))
     (tmp_path / "checkpoints/400/_CHECKPOINT_METADATA").touch()
-    with pytest.raises(config.ConfigError, match="has the format 0"):
+    with pytest.raises(ConfigError, match="has the format 0"):
         train.main(catch(tmp_path, "mse", 800))
 
 
@@ -153,7 +154,7 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
     assert_same_run(*(tmp_path / name for name in NAMES))
 
 
-@pytest.mark.parametrize("error", [config.ConfigError("typo"), OSError("disk"), MemoryError("big")])
+@pytest.mark.parametrize("error", [ConfigError("typo"), OSError("disk"), MemoryError("big")])
 def test_errors_are_one_line_and_exit_code_2(error, capsys):
     def main():
         raise error

@@ -12,12 +12,13 @@ from test_resume import assert_same_arrays
 from test_training import catch
 
 from agents import config, policy
+from agents.errors import ConfigError
 from scripts import benchmark, compare, convert, evaluate, plot, sweep, train
 from training.command_line import load, parse_args
 from training.jobs import jobs
 
 # Errors that `launch.run` shows as one line; argparse exits by itself.
-OURS = (config.ConfigError, OSError, MemoryError, SystemExit)
+OURS = (ConfigError, OSError, MemoryError, SystemExit)
 SETTINGS = hypothesis.settings(
     max_examples=60,
     deadline=None,
@@ -88,7 +89,7 @@ UNUSABLE = [
 @pytest.mark.parametrize("binding", UNUSABLE)
 def test_values_of_which_nothing_can_be_trained_leave_nothing(binding, tmp_path):
     flags = ["--env=CartPole-v1", f"--run_dir={tmp_path / 'run'}", f"--gin_bindings={binding}", "--steps=500"]
-    with pytest.raises(config.ConfigError) as error:
+    with pytest.raises(ConfigError) as error:
         train.main([*flags, "--warmup_steps=100", "--replay_capacity=500"])
     assert "\n" not in str(error.value) or "Classes in use" in str(error.value)
     assert not (tmp_path / "run").exists()
@@ -220,7 +221,7 @@ def test_grids(line, tmp_path):
         + ("" if line.startswith("games") else "grid.Grid.games = ['Pong']\n")
         + f"grid.Grid.{line}\n"
     )
-    with pytest.raises((config.ConfigError, SystemExit)) as error:
+    with pytest.raises((ConfigError, SystemExit)) as error:
         sweep.main([str(own), "--dry_run", f"--base_dir={tmp_path / 'runs'}"])
     assert "In call to configurable" not in str(error.value)
 
@@ -275,7 +276,7 @@ def test_links_out_of_a_run_directory_are_refused(finished, tmp_path):
         path = run_dir / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         path.symlink_to(precious if name == "replay" else precious / "file")
-        with pytest.raises((config.ConfigError, OSError), match=r"is a link|No checkpoint .* is intact"):
+        with pytest.raises((ConfigError, OSError), match=r"is a link|No checkpoint .* is intact"):
             train.main([*catch(run_dir, "mse", 500), CHECKPOINTS])
         assert (precious / "file").read_text() == "mine" and (precious / "2023-photos").is_dir()
         shutil.rmtree(run_dir)

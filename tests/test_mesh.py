@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from test_training import catch, policy_updates
 
-from agents import config, policy
+from agents import policy
+from agents.errors import ConfigError
 from agents.trainer import Trainer, learn
 from replay.ring import TimeStep, Transition
 from scripts import train
@@ -79,6 +80,6 @@ def test_trains_evaluates_and_resumes(tmp_path):
     ],
 )
 def test_bad_meshes(mesh, message, tmp_path):
-    with pytest.raises((config.ConfigError, ValueError), match=message):
+    with pytest.raises((ConfigError, ValueError), match=message):
         train.main(catch(tmp_path / "run", "mse", 1000, f"--mesh={mesh}"))
     assert not (tmp_path / "run").exists()

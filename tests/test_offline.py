@@ -16,10 +16,11 @@ from test_training import SMALL, catch
 from agents import config, logger, policy, run_directory, trainer
 from agents.checkpoint import Checkpoint, checkpoints, newest
 from agents.dqn import DQN
+from agents.errors import ConfigError
 from agents.evaluation import behaviour_normalised, human_normalised
 from agents.offline import OfflineTrainer
 from networks.value_heads import C51, HLGauss, Scalar
-from replay.log import DamagedError
+from replay.files import DamagedError
 from replay.ring import Transition
 from scripts import compare, evaluate, sweep, train
 from training.command_line import load, parse_args
@@ -221,7 +222,7 @@ def test_seeds_share_the_data(data, tmp_path):
     ours, alone = newest(run_dir).arrays("learner/params"), newest(tmp_path / "alone").arrays("learner/params")
     for name, array in ours.items():
         np.testing.assert_allclose(array, alone[name], atol=1e-4, err_msg=name)
-    with pytest.raises(config.ConfigError, match="share a data set that lies in memory: pass --replay_capacity"):
+    with pytest.raises(ConfigError, match="share a data set that lies in memory: pass --replay_capacity"):
         train.main([*flags, f"--base_dir={tmp_path / 'b'}", "--seeds=2", "--replay_capacity=700"])
     assert not (tmp_path / "b").exists()
 
@@ -231,15 +232,15 @@ def test_other_data_is_refused_and_the_same_may_move(data, tmp_path):
     assert train.main(cql(tmp_path / "run", data)) == 0
     assert train.main(cql(tmp_path / "run", copy, "hl_gauss", 600)) == 0
     assert train.main([*catch(copy, "mse", 3400), *RANDOM, "--log_replay"]) == 0  # the log goes on
-    with pytest.raises(config.ConfigError, match="was begun with another data set"):
+    with pytest.raises(ConfigError, match="was begun with another data set"):
         train.main(cql(tmp_path / "run", copy, "hl_gauss", 800))
-    with pytest.raises(config.ConfigError, match="was begun with another data set"):  # though it is finished
+    with pytest.raises(ConfigError, match="was begun with another data set"):  # though it is finished
         train.main(cql(tmp_path / "run", copy, "hl_gauss", 600))
     manifest = tmp_path / "run/manifest.json"  # the checkpoints tell, too: these may have come from another run
     changed = json.loads(manifest.read_text())
     changed["dataset"]["digest"] = opened(copy).digest
     manifest.write_text(json.dumps(changed))
-    with pytest.raises(config.ConfigError, match="other settings: Dataset.digest = "):
+    with pytest.raises(ConfigError, match="other settings: Dataset.digest = "):
         train.main(cql(tmp_path / "run", copy, "hl_gauss", 800))
 
 
@@ -249,7 +250,7 @@ def opened(run_dir):
 
 
 def test_bad_data_leaves_nothing(tmp_path):
-    with pytest.raises(config.ConfigError, match="nowhere does not exist"):
+    with pytest.raises(ConfigError, match="nowhere does not exist"):
         train.main(cql(tmp_path / "run", tmp_path / "nowhere"))
     assert not (tmp_path / "run").exists()
 
@@ -275,9 +276,7 @@ def test_sweep_and_compare(data, tmp_path, capsys):
     assert "4 runs, 0 finished; 800 steps left in 4" in capsys.readouterr().out
     other = (tmp_path / "offline.gin").read_text().replace("catch:Catch-v0", "CartPole-v1")
     (tmp_path / "other.gin").write_text(other)
-    with pytest.raises(
-        config.ConfigError, match="cannot start: --dataset: no log is of CartPole-v1; there are Catch-v0"
-    ):
+    with pytest.raises(ConfigError, match="cannot start: --dataset: no log is of CartPole-v1; there are Catch-v0"):
         sweep.main([str(tmp_path / "other.gin"), *flags[1:], "--dry_run"])
     for seed in (0, 1):
         for head in ("mse", "hl_gauss"):
@@ -292,7 +291,7 @@ def test_sweep_and_compare(data, tmp_path, capsys):
     report = (tmp_path / "runs/_compare/report.html").read_text()
     assert "behaviour score: returns are raw" in report and "200 updates" in report and "frames" not in report
     both = [str(tmp_path / "runs"), str(data), f"--output={tmp_path / 'out'}"]
-    with pytest.raises(config.ConfigError, match="count updates, and others frames: choose with --groups"):
+    with pytest.raises(ConfigError, match="count updates, and others frames: choose with --groups"):
         compare.main(both)
     assert compare.main([*both, "--groups", "cql"]) == 0
 
@@ -364,7 +363,7 @@ def test_a_probe_of_an_older_checkpoint(data, tmp_path):
     torso = lambda checkpoint: checkpoint.arrays("learner/params/params/torso/")["Dense_0/kernel"]
     np.testing.assert_array_equal(torso(newest(tmp_path / "probe")), torso(Checkpoint(older)))
     assert not np.array_equal(torso(Checkpoint(older)), torso(Checkpoint(newer)))
-    with pytest.raises(config.ConfigError, match="--freeze_torso: .*/7 is not there"):
+    with pytest.raises(ConfigError, match="--freeze_torso: .*/7 is not there"):
         train.main([*catch(tmp_path / "another", "mse", 600), f"--freeze_torso={older.with_name('7')}"])
     assert not (tmp_path / "another").exists()
 
@@ -375,10 +374,10 @@ def built(run_dir):
 
 def test_probes_of_something_else_are_refused(data, tmp_path):
     flags = catch(tmp_path / "probe", "mse", 1200)
-    with pytest.raises(config.ConfigError, match="holds no run with an intact checkpoint"):
+    with pytest.raises(ConfigError, match="holds no run with an intact checkpoint"):
         train.main([*flags, f"--freeze_torso={tmp_path / 'nothing'}"])
     other = [flag for flag in flags if "MLP" not in flag]
-    with pytest.raises(config.ConfigError, match=r"is another one: MLP.features = \(256, 256\), there \(64,\)"):
+    with pytest.raises(ConfigError, match=r"is another one: MLP.features = \(256, 256\), there \(64,\)"):
         train.main([*other, f"--freeze_torso={data}"])
     assert not (tmp_path / "probe").exists()
 
@@ -395,7 +394,7 @@ def test_a_probe_goes_on_without_its_source(data, tmp_path):
     manifest = (tmp_path / "probe/manifest.json").read_text()
     newer, _ = checkpoints(source)
     shutil.move(newer, tmp_path / "newer")
-    with pytest.raises(config.ConfigError, match=f"was begun with the torso of {newer}"):
+    with pytest.raises(ConfigError, match=f"was begun with the torso of {newer}"):
         train.main(command(700))
     assert (tmp_path / "probe/manifest.json").read_text() == manifest
     shutil.move(tmp_path / "newer", newer)

@@ -111,7 +111,7 @@ INSTANTS = {
     "agents.checkpointer:Checkpointer.save": 3,
     "agents.checkpointer:Checkpointer._prune": 3,
     "replay.log:SegmentWriter.commit": 3,
-    "replay.log:write_durably": 12,
+    "replay.files:write_durably": 12,
     "os:fsync": 40,
     "pathlib:Path.rename": 3,
     "shutil:rmtree": 4,

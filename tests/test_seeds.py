@@ -12,6 +12,7 @@ from test_training import catch, policy_updates
 
 from agents import config, experiment, logger, trainer
 from agents.checkpoint import newest
+from agents.errors import ConfigError
 from agents.trainer import Trainer
 from scripts import train
 from training.command_line import load, parse_args
@@ -126,7 +127,7 @@ def test_interrupted_seeds_go_on(tmp_path, monkeypatch, capsys):
     ],
 )
 def test_bad_input(flags, message, tmp_path):
-    with pytest.raises((config.ConfigError, ValueError), match=message):
+    with pytest.raises((ConfigError, ValueError), match=message):
         train.main(command(tmp_path, *flags))
     assert not any(tmp_path.iterdir())
 

@@ -18,6 +18,7 @@ import pytest
 from agents import config, logger
 from agents.dataset import Dataset
 from agents.environments import ROMS
+from agents.errors import ConfigError
 from scripts import sweep
 from sweeping import cost, grid, local, progress, slurm
 from sweeping.plan import Plan, Run
@@ -119,7 +120,7 @@ def test_flags_replace_values_of_the_grid(write):
 @pytest.mark.parametrize("flag, length", [("--steps", "updates"), ("--updates", "steps")])
 def test_a_length_of_another_kind_is_refused_with_a_hint(flag, length, write):
     path = write(f"grid.Grid.games = ['Pong']\ngrid.Grid.{length} = 9")
-    with pytest.raises(config.ConfigError, match=f"{flag}: .* are counted in {length}: use --{length}"):
+    with pytest.raises(ConfigError, match=f"{flag}: .* are counted in {length}: use --{length}"):
         sweep.main([path, f"{flag}=5", "--dry_run"])
 
 
@@ -168,7 +169,7 @@ def test_all_runs_have_the_same_number_of_games(write):
     ],
 )
 def test_mistakes_end_before_the_first_run(write, tmp_path, text, message):
-    with pytest.raises(config.ConfigError, match=f"(?s){message}"):
+    with pytest.raises(ConfigError, match=f"(?s){message}"):
         sweep.main([write(text), f"--base_dir={tmp_path / 'runs'}", "--launcher=print"])  # rather than train by mistake
     assert not (tmp_path / "runs").exists()
 
@@ -193,7 +194,7 @@ def test_mistakes_in_flags_are_named(write, capsys):
         ([path, "--launcher=slurm", "--slurm=time=1-00:00"], "--slurm time takes a positive whole number"),
         (["configs/dqn.gin"], "configs/dqn.gin describes no sweep"),
     ):
-        with pytest.raises(config.ConfigError, match=message):
+        with pytest.raises(ConfigError, match=message):
             sweep.main(flags)
 
 
@@ -204,7 +205,7 @@ def test_a_run_with_other_settings_is_refused(write, tmp_path):
     settings = {"Experiment.num_envs": "8"}
     planned.run_dir.mkdir(parents=True)
     (planned.run_dir / "manifest.json").write_text(json.dumps({"settings": settings, "num_envs": 8}))
-    with pytest.raises(config.ConfigError, match="(?s)cannot start.*Experiment.num_envs = 16, but the run there has 8"):
+    with pytest.raises(ConfigError, match="(?s)cannot start.*Experiment.num_envs = 16, but the run there has 8"):
         sweep.main([path, f"--base_dir={tmp_path}", "--launcher=print"])
 
 
@@ -269,7 +270,7 @@ def test_sweeps_do_not_concern_other_programs(monkeypatch):
     for name in ("sweeping", "sweeping.grid"):
         monkeypatch.setitem(sys.modules, name, None)
     config._register.__wrapped__(config.CONFIGS)
-    with pytest.raises(config.ConfigError) as error:
+    with pytest.raises(ConfigError) as error:
         config.resolve("nowhere.gin")
     assert "sweeps" not in str(error.value)
 
@@ -401,7 +402,7 @@ def test_gpus_are_found(tmp_path):
 
 def test_replays_that_do_not_fit_together_are_refused():
     runs = [run(f"Pong/dqn/seed{i}", replay_bytes=10**15 if i else 10) for i in range(3)]
-    with pytest.raises(config.ConfigError, match=r"The replays of 2 runs at a time need 2000000.0 GB"):
+    with pytest.raises(ConfigError, match=r"The replays of 2 runs at a time need 2000000.0 GB"):
         local.refuse_too_much_memory(runs, 2)
     local.refuse_too_much_memory(runs[:1] * 9, 9)
 
@@ -552,19 +553,19 @@ def test_arrays_are_submitted_once(slurm_programs, tmp_path, monkeypatch):
 
 def test_what_slurm_needs_is_said(slurm_programs, tmp_path, monkeypatch):
     submit = lambda: slurm.submit([run()], tmp_path / "_sweep/own", None, slurm.options([]))
-    with monkeypatch.context() as patch, pytest.raises(config.ConfigError, match=r"pip install -e '\.\[slurm\]'"):
+    with monkeypatch.context() as patch, pytest.raises(ConfigError, match=r"pip install -e '\.\[slurm\]'"):
         patch.setitem(sys.modules, "submitit", None)
         submit()
     record = tmp_path / "_sweep" / slurm.JOBS
     record.parent.mkdir()
     record.write_text('{"run": "a", "job": "1"}\n{"run": "b", "jo')
-    with pytest.raises(config.ConfigError, match=rf"{record} has a damaged line: '{{\"run\": \"b\", \"jo'"):
+    with pytest.raises(ConfigError, match=rf"{record} has a damaged line: '{{\"run\": \"b\", \"jo'"):
         submit()
     (slurm_programs / "squeue").write_text("#!/bin/sh\necho no controller >&2; exit 1")
-    with pytest.raises(config.ConfigError, match="SLURM does not answer: no controller"):
+    with pytest.raises(ConfigError, match="SLURM does not answer: no controller"):
         submit()
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(config.ConfigError, match="needs SLURM's commands"):
+    with pytest.raises(ConfigError, match="needs SLURM's commands"):
         submit()
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from agents import config
-from agents.config_checks import ConfigError
 from agents.environments import ROMS
+from agents.errors import ConfigError
 from networks.torsos import NatureCNN
 from networks.value_heads import Scalar
 from scripts import synthetic

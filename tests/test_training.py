@@ -20,6 +20,7 @@ from agents import config, environments, logger, policy, run_directory
 from agents.checkpoint import newest
 from agents.checkpointer import Checkpointer
 from agents.environments import Gymnasium
+from agents.errors import ConfigError
 from agents.evaluation import evaluate as play
 from agents.trainer import Trainer, learn
 from networks import value_heads
@@ -117,7 +118,7 @@ def test_finished_extended_and_refused(run_dir, tmp_path, capsys):
     assert train.main(pong(run_dir, 200)) == 0
     assert "is finished" in capsys.readouterr().out
     before = (run_dir / "metrics.jsonl").read_text()
-    with pytest.raises(config.ConfigError, match=r"DQN.n_step = 2, but the run there has 1"):
+    with pytest.raises(ConfigError, match=r"DQN.n_step = 2, but the run there has 1"):
         train.main(pong(run_dir, 400, "--gin_bindings=DQN.n_step = 2"))
     assert (run_dir / "metrics.jsonl").read_text() == before
 
@@ -330,7 +331,7 @@ def test_bad_input_to_evaluate_is_named(run_dir, tmp_path, capsys):
 def test_one_process_per_run_directory(run_dir, tmp_path):
     run_dir = shutil.copytree(run_dir, tmp_path / "copy")
     before = (run_dir / "manifest.json").read_text()
-    with run_directory.lock(run_dir), pytest.raises(config.ConfigError, match="Another process"):
+    with run_directory.lock(run_dir), pytest.raises(ConfigError, match="Another process"):
         train.main(pong(run_dir, 300))
     assert (run_dir / "manifest.json").read_text() == before
 
@@ -339,7 +340,7 @@ def test_a_damaged_manifest_is_named(run_dir, tmp_path):
     manifest = json.loads((run_dir / "manifest.json").read_text())
     for text in ('{"settings": ', *(json.dumps(manifest | {"torso": torso}) for torso in (3, {"checkpoint": "a"}))):
         (tmp_path / "manifest.json").write_text(text)
-        with pytest.raises(config.ConfigError, match=r"manifest\.json is damaged"):
+        with pytest.raises(ConfigError, match=r"manifest\.json is damaged"):
             train.main(pong(tmp_path, 200))
 
 
@@ -505,7 +506,7 @@ def test_too_large_a_network_is_refused_before_anything_is_written(tmp_path):
 
 def test_another_directory_is_not_touched(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(config.ConfigError, match="holds no run"):
+    with pytest.raises(ConfigError, match="holds no run"):
         train.main(pong(tmp_path, 200))
     assert os.listdir(tmp_path) == ["thesis.tex"]
 

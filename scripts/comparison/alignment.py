@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 
-from agents.config_checks import ConfigError
+from agents.errors import ConfigError
 from comparison.groups import differing, make_groups
 from comparison.run import Run
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from agents import evaluation
-from agents.config_checks import ConfigError
 from agents.environments import task_name
+from agents.errors import ConfigError
 from comparison import statistics
 from comparison.alignment import TABLE_WINDOWS, Comparison
 from comparison.run import name_of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agents.config_checks import ConfigError
+from agents.errors import ConfigError
 from comparison.run import Run
 
 

@@ -14,7 +14,7 @@ from agents.logger import METRICS
 from agents.run_directory import MANIFEST, MAY_CHANGE
 from comparison import tables
 from comparison.run import LARGEST, UNREADABLE, Run, name_of, text_of
-from replay.log import read_json
+from replay.files import read_json
 
 OUTPUT, MARKER = "_compare", "comparison.json"  # the marker tells a folder of results
 SKIPPED = {OUTPUT, "_sweep", "checkpoints", "replay"}

@@ -21,19 +21,10 @@ from typing import Any, NamedTuple
 import gin
 
 from agents import config
-from agents.config_checks import (
-    ConfigError,
-    check_environment,
-    check_names,
-    check_statements,
-    check_types,
-    current_bindings,
-    did_you_mean,
-    explain,
-    plain,
-    refuse_unused,
-)
+from agents.config_checks import check_statements, check_types, current_bindings, explain, refuse_unused
+from agents.config_trust import check_environment, check_names
 from agents.environments import ROMS, task_name
+from agents.errors import ConfigError, did_you_mean, plain
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEPS = ROOT / "configs/sweeps"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agents import memory
-from agents.config import ConfigError
+from agents.errors import ConfigError
 from agents.loop import Interrupt
 from sweeping.plan import Run
 from sweeping.progress import SweepDisplay

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agents import config
+from agents.errors import ConfigError
 from sweeping.grid import Cell
 from training import jobs
 from training.command_line import load, parse_args
@@ -66,10 +67,10 @@ class Plan:
             try:
                 run = self._run(cell, argv)
             except ValueError as error:
-                raise config.ConfigError(f"The run {shlex.join(argv)} cannot start: {error}") from error
+                raise ConfigError(f"The run {shlex.join(argv)} cannot start: {error}") from error
             if (other := runs.setdefault(run.run_dir, run)) is not run:
                 both = " and ".join(shlex.join(twin.argv) for twin in (other, run))
-                raise config.ConfigError(f"Two runs of the sweep have the same directory, {run.run_dir}: {both}.")
+                raise ConfigError(f"Two runs of the sweep have the same directory, {run.run_dir}: {both}.")
         return list(runs.values())
 
     def _run(self, cell: Cell, argv: list[str]) -> Run:

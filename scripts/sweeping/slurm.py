@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from agents.config import ConfigError
+from agents.errors import ConfigError
 from sweeping.job import Training
 from sweeping.plan import Run
 from sweeping.progress import progress_of

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from agents import config, launch
-from agents.config_checks import ALLOW_IMPORT
+from agents.config_trust import ALLOW_IMPORT
+from agents.errors import ConfigError
 
 DEFAULT_HEADS = {"rainbow": "c51", "full_rainbow": "c51"}  # the agents' own; hl_gauss for all others
 MOST_SEEDS = 1_000  # in one process
@@ -92,9 +93,9 @@ def gin_files(args) -> list[str]:
         named += [file for file in args.gin_files if config.folder(file) == folder]
         named = list({config.resolve(file): file for file in named}.values())
         if len(named) > 1:
-            raise config.ConfigError(f"More than one of configs/{folder} is named: {', '.join(named)}. Keep one.")
+            raise ConfigError(f"More than one of configs/{folder} is named: {', '.join(named)}. Keep one.")
         if named and folder == "torsos" and agents[-1] in OWN_TORSO:
-            raise config.ConfigError(
+            raise ConfigError(
                 f"The agent {agents[-1]} is DQN with a torso of its own. Pass --agent dqn for another one, {named[0]}."
             )
         files += named or ([config.shipped(folder, default)] if default else [])
@@ -107,7 +108,7 @@ def num_devices(mesh: str | None) -> int | None:
         return None
     axis, _, number = mesh.partition("=")
     if axis != "data" or not number.isdecimal() or len(number) > 6:
-        raise config.ConfigError(f"--mesh is {mesh!r}; it takes data=N for N devices, e.g. data=4.")
+        raise ConfigError(f"--mesh is {mesh!r}; it takes data=N for N devices, e.g. data=4.")
     return int(number)
 
 
@@ -129,7 +130,7 @@ def bindings(args) -> list[str]:
         "Experiment.eval_episodes": args.eval_episodes,
     }
     if any(not binding.strip() for binding in args.gin_bindings):
-        raise config.ConfigError("--gin_bindings is empty; it takes e.g. 'Learner.batch_size = 64'.")
+        raise ConfigError("--gin_bindings is empty; it takes e.g. 'Learner.batch_size = 64'.")
     return [f"{name} = {value!r}" for name, value in flags.items() if value is not None] + args.gin_bindings
 
 
@@ -147,18 +148,18 @@ def load(args, num_envs: int | None = None) -> config.Config:
         lines = [line for line in lines if not line.partition("=")[0].strip().endswith(name)] + [f"{name} = {num_envs}"]
     length_of = lambda length: [] if length is None else [f"Experiment.total_steps = {length}"]
     if args.dataset and args.agent not in OFFLINE and not args.gin_files:
-        raise config.ConfigError("--dataset is what an offline agent learns from: pass --agent cql, too.")
+        raise ConfigError("--dataset is what an offline agent learns from: pass --agent cql, too.")
     any_length = None if args.frames is None else LONG  # so that no schedule is refused before frames are steps
     cfg = config.load(files, lines + length_of(any_length), allowed(args))
     if cfg.experiment.dataset is None and args.updates is not None:
-        raise config.ConfigError("--updates is the length of an offline run (--agent cql). Use --steps or --frames.")
+        raise ConfigError("--updates is the length of an offline run (--agent cql). Use --steps or --frames.")
     if cfg.experiment.dataset is not None and (args.steps, args.frames) != (None, None):
-        raise config.ConfigError("An offline run makes no steps in games: use --updates.")
+        raise ConfigError("An offline run makes no steps in games: use --updates.")
     length = args.updates
     if args.frames is not None:
         length, rest = divmod(args.frames, cfg.experiment.environment.frames_per_step)
         if rest:
-            raise config.ConfigError(
+            raise ConfigError(
                 f"--frames is a multiple of {cfg.experiment.environment.frames_per_step}, the frames of an agent step; "
                 f"got {args.frames}."
             )

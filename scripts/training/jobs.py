@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from agents import config, run_directory
 from agents.checkpoint import Checkpoint, newest
-from replay.log import DamagedError
+from agents.errors import ConfigError
+from replay.files import DamagedError
 from training.command_line import gin_files, load
 
 
@@ -67,7 +68,7 @@ def job(args, num_envs: int | None = None) -> Job:
     try:
         str(run_dir).encode()
     except UnicodeEncodeError as error:
-        raise config.ConfigError(f"{str(run_dir)!r} is no name in UTF-8. Choose another directory.") from error
+        raise ConfigError(f"{str(run_dir)!r} is no name in UTF-8. Choose another directory.") from error
     manifest = run_directory.read_manifest(run_dir)
     if cfg.settings["Experiment.num_envs"] == "0":
         started_with = manifest["num_envs"] if manifest else cfg.experiment.num_envs
@@ -84,11 +85,11 @@ def jobs(args) -> list[Job]:
     if args.seeds is None:
         return [first]
     if args.seeds < 1:
-        raise config.ConfigError(f"--seeds is a number of seeds; got {args.seeds}.")
+        raise ConfigError(f"--seeds is a number of seeds; got {args.seeds}.")
     if any("Experiment.seed" in binding.partition("=")[0] for binding in args.gin_bindings):
-        raise config.ConfigError("--seeds counts from --seed: pass that instead of a binding of Experiment.seed.")
+        raise ConfigError("--seeds counts from --seed: pass that instead of a binding of Experiment.seed.")
     if args.run_dir:
-        raise config.ConfigError("--run_dir is one directory, and --seeds needs one for each. Use --base_dir instead.")
+        raise ConfigError("--run_dir is one directory, and --seeds needs one for each. Use --base_dir instead.")
     x = first.cfg.experiment
     others = [argparse.Namespace(**vars(args) | {"seed": x.seed + i}) for i in range(1, args.seeds)]
     return [first, *(job(other, x.num_envs) for other in others)]
