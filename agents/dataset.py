@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from agents.environments import game_of
 from agents.errors import ConfigError
-from agents.recording import Recording, find, game_of, read_manifest, recorded_rows
+from agents.recording import Recording, find, read_protocol, recorded_rows
 from replay.files import DamagedError
 from replay.ring import TimeStep
 
@@ -65,7 +66,7 @@ class Dataset:
 
     def check_game(self, environment) -> None:
         """Raises ConfigError if there is no log, or none of an environment's game; reads manifests only."""
-        if environment.name not in (games := sorted({game_of(read_manifest(path)[0]) for path in find(self.paths)})):
+        if environment.name not in (games := sorted({game_of(read_protocol(path)[0]) for path in find(self.paths)})):
             raise ConfigError(f"--dataset: no log is of {environment.name}; there are {', '.join(games)}.")
 
     def open(self, environment, observation, num_actions: int, agent) -> Episodes:

@@ -206,6 +206,16 @@ class _StepOnRecv(gymnasium.vector.SyncVectorEnv):
         return self.step(self._sent)
 
 
+def protocol(environment: Atari | Gymnasium) -> dict:
+    """All settings of an environment, as manifests have them: with "environment", the name of its class."""
+    return {"environment": type(environment).__name__, **dataclasses.asdict(environment)}
+
+
+def game_of(protocol: dict) -> str:
+    """Name of the task of an environment's settings, as its `name`; KeyError if they have none."""
+    return task_name(str(protocol.get("game") or protocol["id"]))
+
+
 def task_name(task: str) -> str:
     """What an id of Gymnasium, e.g. module:Space/Game-v0, is called in paths and tables; Atari's names are kept."""
     return task.rpartition(":")[2].replace("/", "-")

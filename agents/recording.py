@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from agents.checkpoint import newest
-from agents.environments import task_name
+from agents.environments import game_of, protocol
 from agents.errors import ConfigError
 from replay.files import DamagedError, read_json
 from replay.log import DIRECTORY, Log
@@ -54,7 +54,7 @@ def _seen(path: str, seen: set[str]) -> bool:
     return again
 
 
-def read_manifest(path: Path) -> tuple[dict, bool]:
+def read_protocol(path: Path) -> tuple[dict, bool]:
     """Settings of the environment that the log of a run is of, and whether it was converted from Dopamine's files.
 
     Raises:
@@ -62,14 +62,11 @@ def read_manifest(path: Path) -> tuple[dict, bool]:
     """
     try:
         manifest = read_json(path / MANIFEST)
-        return dict(manifest["protocol"]), "converted_from" in manifest
+        settings = dict(manifest["protocol"])
+        game_of(settings)  # has it one?
+        return settings, "converted_from" in manifest
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path / MANIFEST} cannot be read, or names no protocol ({error!r}).") from error
-
-
-def game_of(protocol: dict) -> str:
-    """Name of the task of an environment's settings, as `environment.name`."""
-    return task_name(str(protocol.get("game") or protocol.get("id", "")))
 
 
 def recorded_rows(path: Path) -> int:
@@ -104,7 +101,7 @@ class Recording:
 
     def __init__(self, path: Path):
         self.path = path
-        self.protocol, self.converted = read_manifest(path)
+        self.protocol, self.converted = read_protocol(path)
         checkpoint = newest(path)
         if checkpoint is None:
             raise ConfigError(f"{path} has no checkpoint, to which a log belongs.")
@@ -129,8 +126,7 @@ class Recording:
 
     def check(self, environment, observation, num_actions: int) -> None:
         """Raises ConfigError, naming the difference, unless it can be learned from for an environment."""
-        wanted = {"environment": type(environment).__name__, **dataclasses.asdict(environment)}
-        wanted = json.loads(json.dumps(wanted))  # as manifests have it: tuples are lists there
+        wanted = json.loads(json.dumps(protocol(environment)))  # as manifests have it: tuples are lists there
         same = ("environment", "frame_skip") if "game" in wanted else ("environment", "id", "kwargs")
         for name in same:
             if self.protocol.get(name) != wanted[name]:

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import fcntl
 import hashlib
@@ -25,6 +24,7 @@ from pathlib import Path
 import jax
 
 from agents import config
+from agents.environments import protocol
 from agents.errors import ConfigError
 from replay.files import DamagedError, read_json, write_durably
 
@@ -144,7 +144,7 @@ def create(run_dir: Path, trainer, cfg: config.Config, title: str) -> None:
     x = trainer.experiment
     manifest = {
         **_provenance(),
-        "protocol": {"environment": type(x.environment).__name__, **dataclasses.asdict(x.environment)},
+        "protocol": protocol(x.environment),
         "title": title,
         "seed": x.seed,
         "num_envs": x.num_envs,

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 from agents import launch
 from agents.checkpointer import Checkpointer
-from agents.environments import Atari
+from agents.environments import Atari, game_of, protocol
 from agents.errors import ConfigError
-from agents.recording import MANIFEST, game_of, read_manifest
+from agents.recording import MANIFEST, read_protocol
 from replay import dqn_replay
 from replay.files import write_durably
 
@@ -35,8 +34,7 @@ def convert(folder: Path, number: int, environment: Atari, output: Path) -> int:
                 checkpointer.append(step)
                 transitions += not step.first[0]
             checkpointer.save(transitions, {}, {"converted": True}, 0)
-        protocol = {"environment": type(environment).__name__, **dataclasses.asdict(environment)}
-        about = {"protocol": protocol, "converted_from": f"{folder}, checkpoint {number}"}
+        about = {"protocol": protocol(environment), "converted_from": f"{folder}, checkpoint {number}"}
         write_durably(partial / MANIFEST, json.dumps(about, indent=2).encode())
         partial.rename(output)
         return transitions
@@ -71,7 +69,7 @@ def main(argv=None) -> int:
     for number in wanted:
         output = args.output / f"ckpt_{number}"
         if output.exists():
-            if (there_is := game_of(read_manifest(output)[0])) != args.game:
+            if (there_is := game_of(read_protocol(output)[0])) != args.game:
                 raise ConfigError(f"{output} is of {there_is}. Choose another --output for {args.game}.")
             print(f"{output} is there already.")
             found = True

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from agents.environments import task_name
+from agents.environments import game_of
 from agents.logger import METRICS
 from agents.run_directory import MANIFEST, MAY_CHANGE
 from comparison import tables
@@ -61,7 +61,7 @@ def _directory(run_dir: Path, metric: str | None, problems: list[str]) -> list[R
         manifest = read_json(run_dir / MANIFEST)
         settings = {text_of(key): text_of(value) for key, value in dict(manifest["settings"]).items()}
         protocol = manifest["protocol"]
-        game = name_of(task_name(str(protocol.get("game") or protocol["id"])))
+        game = name_of(game_of(protocol))
         dataset = manifest.get("dataset")
         unit, behaviour_return, data = "frames", None, None
         if dataset is not None:
