@@ -52,8 +52,8 @@ class Games:
             return function(*args, **options)
         except Exception as error:
             raise GameError(
-                f"A game has failed after {self.count:,} steps of all games. The same command goes on from the newest "
-                "checkpoint, if there is one."
+                f"A game has failed after {self.count:,} steps of all games ({type(error).__name__}: {error}). "
+                "The same command goes on from the newest checkpoint, if there is one."
             ) from error
 
     def send(self, actions: np.ndarray) -> None:

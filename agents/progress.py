@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import datetime
 import sys
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, and days if there are any."""
+    return str(datetime.timedelta(seconds=int(seconds)))
 
 
 class ProgressDisplay:
@@ -54,10 +60,10 @@ class Bar:
     def update(self, agent_steps: int, episode_return: float | None, steps_per_second: float) -> None:
         """Shows the state at a log point; the return is the mean of the latest episodes, None before the first."""
         shown = "-" if episode_return is None else f"{episode_return:.1f}"
-        left = int(max(0, self._total - agent_steps) / max(steps_per_second, 1e-9))
+        left = max(0, self._total - agent_steps) / max(steps_per_second, 1e-3)
         frames = f", {agent_steps * self._frames_per_step:,} frames" if self._frames_per_step else ""
         speed = f"{steps_per_second:.0f} {self._unit.rpartition(' ')[2]}/s"
-        text = f"{frames}, return {shown}, {speed}, ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
+        text = f"{frames}, return {shown}, {speed}, ETA {duration(left)}"
         if self._display.progress:
             self._display.progress.update(self._task, completed=agent_steps, description=text)
         else:

@@ -129,6 +129,11 @@ class Categorical(ValueHead):
         y = jnp.asarray(y, jnp.float32)
         return jnp.where(jnp.isfinite(y), jnp.clip(y, self.v_min, self.v_max), jnp.nan)
 
+    def split(self, y):
+        """Splits a value between its two neighbouring atoms, so that the mean is exact; returns [m]."""
+        # A triangular kernel of one atom spacing around y is non-zero at its two neighbours only.
+        return jnp.clip(1.0 - jnp.abs(self.support - y) / self.width, 0.0, 1.0)
+
     def decode(self, logits):
         return _dot(jax.nn.softmax(logits.astype(jnp.float32), axis=-1), self.support)
 
@@ -179,7 +184,7 @@ def symexp(x):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Projected(Categorical):
+class _Encoded(Categorical):
     """Categorical heads that encode a scalar: TwoHot and HLGauss.
 
     Args:
@@ -198,7 +203,7 @@ class _Projected(Categorical):
 
     def encode(self, y):
         y = self.clip(y)
-        return self._project(symlog(y) if self.symlog else y)
+        return self._encode(symlog(y) if self.symlog else y)
 
     def decode(self, logits):
         mean = super().decode(logits)
@@ -206,19 +211,18 @@ class _Projected(Categorical):
 
 
 @dataclasses.dataclass(frozen=True)
-class TwoHot(_Projected):
+class TwoHot(_Encoded):
     """Splits the mass of a return between the two nearest atoms so that the mean is exact (paper, Section 3.1).
 
     The numerators printed in Equation 3.2 of arXiv v1 are swapped; this is the form whose mean is y.
     """
 
-    def _project(self, y):
-        # A triangular kernel of one atom spacing around y is non-zero at its two neighbours only.
-        return jnp.clip(1.0 - jnp.abs(self.support - y) / self.width, 0.0, 1.0)
+    def _encode(self, y):
+        return self.split(y)
 
 
 @dataclasses.dataclass(frozen=True)
-class HLGauss(_Projected):
+class HLGauss(_Encoded):
     """Spreads a return over neighbouring bins by the mass a Gaussian around it puts there (paper, Section 3.1).
 
     v_min and v_max are the outer *edges* of the bins (for TwoHot and C51 they are atoms), values are read at the bin
@@ -260,7 +264,7 @@ class HLGauss(_Projected):
         edges = self.edges
         return self.sigma_ratio * float(edges[-1] - edges[0]) / self.num_bins
 
-    def _project(self, y):
+    def _encode(self, y):
         cdf = jax.scipy.special.erf((self.edges - y) / (np.sqrt(2.0).astype(np.float32) * self.sigma))
         # float32 erf is not quite monotone: without the maximum a bin can come out as -1e-7.
         return jnp.maximum(cdf[1:] - cdf[:-1], 0.0) / (cdf[-1] - cdf[0])
@@ -282,5 +286,4 @@ class C51(Categorical):
 
     def _project(self, atoms, p):
         """Moves masses p [n] at arbitrary atoms [n] onto the support, each to its two neighbours; float32 [m]."""
-        distance = jnp.abs(self.clip(atoms)[None, :] - self.support[:, None])  # [m, n]
-        return _dot(jnp.clip(1.0 - distance / self.width, 0.0, 1.0), p)
+        return _dot(jax.vmap(self.split, out_axes=1)(self.clip(atoms)), p)

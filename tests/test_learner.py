@@ -329,7 +329,7 @@ def test_of_the_updates_in_one_call_the_first_that_is_not_finite_is_kept(seeds):
         second = {**metrics["not_finite"], "found": jnp.array([False, False, True])}
         both = metrics, {**metrics, "not_finite": second}
         metrics = jax.tree.map(lambda *leaves: jnp.stack(leaves, 1), *both)  # [K, seeds, ...]
-    total = _total(metrics)
+    total = jax.vmap(_total, in_axes=1)(metrics) if seeds else _total(metrics)
     first = total["not_finite"]
     kept = np.stack([first["index"].ravel(), first["update"].ravel()], 1)
     np.testing.assert_array_equal(kept, expected[: seeds or 1])

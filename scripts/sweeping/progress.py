@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from agents import logger
+from agents.progress import duration
 from sweeping.plan import Run
 
 SUMMARY_EVERY = 60.0  # seconds
@@ -29,11 +30,6 @@ def speed_of(row: dict) -> float | None:
     """Agent steps/s of a log point that tells them, or updates/s of an offline run."""
     speed = row.get("speed/updates_per_second" if "updates" in row else "speed/steps_per_second")
     return speed if isinstance(speed, (int, float)) and 0 < speed < float("inf") else None
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds."""
-    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
 
 
 def shortened(text: str, width: int) -> str:
