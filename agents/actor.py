@@ -53,7 +53,8 @@ class Actor:
     def send(self, params, epsilon: float) -> None:
         """Chooses actions for the current observations and sets the games going."""
         key = _fold_in(self._key, self.games.count)
-        self._actions = np.asarray(self._act(params, self._observation, key, np.float32(epsilon)))
+        # A copy: the games log it, and a view would keep kilobytes of a device's array alive.
+        self._actions = np.array(self._act(params, self._observation, key, np.float32(epsilon)))
         self.games.send(self._actions)
 
     def recv(self) -> tuple[TimeStep, list[Episode]]:

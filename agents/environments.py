@@ -175,6 +175,8 @@ class Gymnasium:
             env = gymnasium.make(self.id, disable_env_checker=True, **render, **self.kwargs)
         except (gymnasium.error.Error, ImportError, TypeError) as error:
             raise ConfigError(f"Cannot make the environment {self.id!r}: {error}") from error
+        if self.id.startswith("MinAtar/"):
+            env = _MinAtar(env)
         if not isinstance(env.action_space, gymnasium.spaces.Discrete) or env.action_space.start != 0:
             raise ConfigError(
                 f"{self.id} has the action space {env.action_space}; only Discrete actions can be trained."
@@ -186,6 +188,15 @@ class Gymnasium:
     def make(self, num_envs: int):
         """Builds N environments, stepped one after the other; observations are [N, stack, ...]."""
         return _StepOnRecv([self.make_single] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP)
+
+
+class _MinAtar(gymnasium.Wrapper):
+    """Makes a game a function of its seed and the actions since: its last action, which may stick, outlasts a reset."""
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self.unwrapped.game.last_action = 0
+        return super().reset(seed=seed, options=options)
 
 
 class _StepOnRecv(gymnasium.vector.SyncVectorEnv):
