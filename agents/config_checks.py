@@ -90,7 +90,7 @@ def _statements(text: str):
 
 
 def check_types(sources: dict[Key, str]) -> None:
-    """Refuses plain values of another type than the parameter they are bound to is annotated with."""
+    """Refuses plain values of another type than the parameter they are bound to has; an int for a float becomes one."""
     bound = current_bindings()
     for key, source in sources.items():
         try:
@@ -103,6 +103,8 @@ def check_types(sources: dict[Key, str]) -> None:
         if not isinstance(value, gin_state.ConfigurableReference) and not _fits(value, hint):
             expected = hint.__name__ if inspect.isclass(hint) else hint
             raise ConfigError(f"{source}: {key} = {_short(value)} is of the wrong type; it must be {expected}.")
+        if hint is float and isinstance(value, int):  # 20 and 20.0 are one setting
+            gin_state._CONFIG[key[:2]][key.parameter] = float(value)
         is_class = isinstance(value, gin_state.ConfigurableReference) and not value.evaluate
         if is_class and inspect.isclass(hint):
             allowed = f"a plain {hint.__name__}" if hint in (bool, int, float, str) else f"an object: {value!r}()"

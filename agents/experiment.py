@@ -153,8 +153,9 @@ class Experiment:
         learning_ends = self.total_steps - self.num_envs * self.overlap
         if self.updates_due(learning_ends) < self.updates_per_call:
             raise ValueError(
-                f"The run has {self.total_steps:,} agent steps and a warm-up of {self.warmup_steps:,}: nothing would "
-                "be learned. Raise --steps (or --frames) or lower --warmup_steps."
+                f"The run has {self.total_steps:,} agent steps, of {self.num_envs:,} games together, and a warm-up of "
+                f"{self.warmup_steps:,}: nothing would be learned. Raise --steps (or --frames) or lower --warmup_steps "
+                "or --num_envs."
             )
         minimum = (self.agent.n_step + self.environment.stack + 2) * self.num_envs
         if self.warmup_steps < minimum:

@@ -59,7 +59,8 @@ class Run:
             trainer.allocate_replay()
         self._logger = owned(Logger(self.run_dir, x.frames_per_step, progress.get("log_offsets")))
         if not checkpoint:
-            self._logger.describe(self._operative_text, self._settings)
+            # TensorBoard keeps the first values, so what a later start may change is left out.
+            self._logger.describe(self._operative_text, run_directory.fixed(self._settings))
         self._bar = display.add(label, trainer.agent_steps, x.total_steps, x.frames_per_step)
         self._recorded, self._episodes = trainer.agent_steps, []
         self._open_source(checkpoint)

@@ -181,7 +181,7 @@ class _Figure:
 
     def _bars(self, logits, means):
         """Returns starts and ends on the axis and heights in [0, 1], all [A, bars]; widens the axis to show them."""
-        if self._head.num_logits == 1:
+        if not hasattr(self._head, "support"):  # no distribution over returns: the values alone
             starts, ends = np.minimum(means, 0)[:, None], np.maximum(means, 0)[:, None]
             self._widen(starts.min(), ends.max(), 10 ** np.floor(np.log10(np.abs(means).max() + 1e-6)) / 2)
             return starts, ends, np.full_like(ends, 0.35)

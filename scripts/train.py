@@ -24,8 +24,12 @@ from training.command_line import allowed, gin_files, load, parse_args
 from training.jobs import Job, jobs
 
 
-def build(experiment) -> Trainer:
+def build(experiment, own_code: bool) -> Trainer:
     """Builds the trainer; writes nothing.
+
+    Args:
+      experiment: its settings.
+      own_code: whether these name code of the user's, to whom a traceback tells where it went wrong.
 
     Raises:
       ConfigError: if what the settings describe cannot be computed.
@@ -38,6 +42,8 @@ def build(experiment) -> Trainer:
     except (ConfigError, OSError, MemoryError):
         raise
     except Exception as error:  # whatever JAX, flax and optax make of values that nobody foresaw
+        if own_code:
+            raise
         reason = str(error).strip().partition("\n")[0][:300]
         raise ConfigError(f"Nothing can be trained with these settings: {type(error).__name__}: {reason}") from error
 
@@ -84,7 +90,7 @@ def main(argv=None) -> int:
     wanted = jobs(args)
     offline, trainer = wanted[0].cfg.experiment.dataset is not None, None
     if offline:  # what is learned from may have changed since a run was begun, or finished
-        trainer = build(wanted[0].cfg.experiment)
+        trainer = build(wanted[0].cfg.experiment, bool(args.allow_import))
         for job in wanted:
             refuse_other_data(job, trainer)
     for job in wanted:
@@ -96,7 +102,7 @@ def main(argv=None) -> int:
     # One that cannot go on is not touched. Damage is reported later, by the run that falls back to this checkpoint.
     todo = [job._replace(checkpoint=newest_intact(job.run_dir, report=lambda line: None)[0]) for job in todo]
 
-    trainers = of_each(todo, trainer or build(todo[0].cfg.experiment))
+    trainers = of_each(todo, trainer or build(todo[0].cfg.experiment, bool(args.allow_import)))
     with contextlib.ExitStack() as locks:
         for job in todo:
             locks.enter_context(run_directory.lock(job.run_dir))

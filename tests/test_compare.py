@@ -485,7 +485,27 @@ def test_games_without_a_human_score(tmp_path):
     other = analyse(found, analysis.read_scores(tmp_path / "scores.csv"))  # never beside human ones
     assert other.games == ["Carnival", "Pong"] and other.unit == "MSE-normalised score"
     assert "No MSE score, so not in the aggregates: Breakout" in other.comparison.notes[-1]
+    (tmp_path / "scores.csv").write_text("game,random,MSE\nFreeway,0,20\n")
+    none = analyse(found, analysis.read_scores(tmp_path / "scores.csv"))
+    assert not none.games and not none.table  # returns of one game are compared with each other all the same
+    np.testing.assert_array_equal(*[list(one.improvement.values()) for one in (none, result)])
     np.testing.assert_allclose(other.last["dqn-mse-quick"][0][:2], raw.last["dqn-mse-quick"][0] / 20)
+
+
+def test_what_stands_in_the_way_of_a_comparison_is_named(tmp_path):
+    """A game of which a group has no return yet; groups without a common game."""
+    for head in ("mse", "hl_gauss"):
+        make_run(tmp_path / "early", "Pong", 0, head)
+        run_dir = make_run(tmp_path / "early", "Freeway", 0, head)
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    rows = [{name: value for name, value in row.items() if name != "episode/return"} for row in rows]
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ConfigError, match="No return yet of dqn-hl_gauss-quick on Freeway"):
+        alignment.compare(read(tmp_path / "early")[0])
+    make_run(tmp_path / "apart", "Pong", 0, "mse")
+    make_run(tmp_path / "apart", "Freeway", 0, "hl_gauss")
+    with pytest.raises(ConfigError, match=r"no game in common.*Freeway \(1\), Pong \(1\)|Pong \(1\), Freeway \(1\)"):
+        alignment.compare(read(tmp_path / "apart")[0])
 
 
 # Published runs

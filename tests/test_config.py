@@ -410,8 +410,11 @@ WRONG = {
     "frames": (["--frames=0"], r"total_steps must be positive; got 0"),
     "part of a step": (["--frames=800003"], "--frames is a multiple of 4, the frames of an agent step; got 800003"),
     "part of a step, of few": (["--frames=41"], "--frames is a multiple of 4, the frames of an agent step; got 41"),
-    "frames, very few": (["--frames=40"], "The run has 10 agent steps .* Raise --steps .or --frames"),
-    "frames, too few": (["--frames=60000"], "The run has 15,000 agent steps and a warm-up of 20,000"),
+    "frames, very few": (["--frames=40"], "The run has 10 agent steps, .* Raise --steps .or --frames"),
+    "frames, too few": (
+        ["--frames=60000"],
+        "The run has 15,000 agent steps, of 8 games together, and a warm-up of 20,000",
+    ),
     "episodes": (["--eval_episodes=0"], r"eval_episodes"),
     "seed": (["--seed=-1"], r"seed"),
     "n-step": (bind("DQN.n_step = 0"), r"n_step"),
@@ -736,6 +739,12 @@ def test_what_may_change_exists():
     """A renamed setting must not silently become one that refuses."""
     load(*CQL)
     assert run_directory.MAY_CHANGE <= config.settings().keys()
+
+
+def test_whole_numbers_are_floats_where_those_are_meant():
+    """20 and 20.0 are one setting: of a run that goes on, and of a group of runs."""
+    settings = [load(*bind(f"HLGauss.v_max = {v_max}")) and config.settings() for v_max in ("20", "20.0")]
+    assert settings[0] == settings[1] and settings[0]["HLGauss.v_max"] == "20.0"
 
 
 @pytest.mark.parametrize(

@@ -157,12 +157,15 @@ def readme(language, containing):
     return next(block for block in blocks if containing in block)
 
 
-def test_load_a_run_and_act_as_the_readme_says(run_dir):
+def test_load_a_run_and_act_as_the_readme_says(run_dir, tmp_path):
     code = readme("python", "policy.load")
     code = re.sub(r'load\(".*?"\)', f'load("{run_dir}")', code).replace("range(1000)", "range(10)")
     names = {}
     exec(code, names)
     assert names["observation"].shape == (2, 4, 84, 84)
+    names["agent"].export(tmp_path / "params.safetensors")
+    exec(readme("python", "load_file").replace("params.safetensors", f"{tmp_path}/params.safetensors"), names)
+    assert names["values"].shape == (2, 6) and np.isfinite(names["values"]).all()
 
 
 def test_keeps_every_transition_on_demand(tmp_path, capsys):
@@ -197,6 +200,18 @@ def test_the_torso_of_the_readme_trains(tmp_path, monkeypatch):
     flags += [f"--run_dir={tmp_path / 'run'}", "--num_envs=4", "--steps=200", "--warmup_steps=100"]
     assert train.main([*flags, "--replay_capacity=200", "--eval_episodes=1"]) == 0
     assert "my_torsos.Wide" in (tmp_path / "run/config.gin").read_text()
+
+
+def test_a_mistake_in_ones_own_torso_is_shown_where_it_is(tmp_path, monkeypatch):
+    """Its traceback, not a line about settings."""
+    (tmp_path / "narrow_torsos.py").write_text(readme("python", "class Wide").replace("len(x)", "7"))
+    (tmp_path / "my.gin").write_text(readme("python", "@my_torsos.Wide").replace("my_torsos", "narrow_torsos"))
+    monkeypatch.syspath_prepend(tmp_path)
+    flags = [f"--gin_files={tmp_path / 'my.gin'}", "--allow_import=narrow_torsos", f"--run_dir={tmp_path / 'run'}"]
+    with pytest.raises(Exception) as raised:
+        train.main(["--env=catch:Catch-v0", "--allow_import=catch", "--head=mse", "--preset=quick", *flags])
+    assert not isinstance(raised.value, ConfigError)
+    assert "narrow_torsos.py" in "".join(str(entry.path) for entry in raised.traceback)
 
 
 def test_restores_what_was_saved(tmp_path):

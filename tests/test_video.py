@@ -40,7 +40,16 @@ def read(path):
     return np.stack(frames), capture.get(cv2.CAP_PROP_FPS), *(code.to_bytes(4, "little") for code in fourcc)
 
 
-@pytest.mark.parametrize("head", [Scalar(), HLGauss(num_bins=11), HLGauss(num_bins=11, symlog=True)], ids=str)
+class MeanAndSpread(Scalar):
+    """A head of one's own, whose logits are no distribution over a support."""
+
+    num_logits = 2
+
+
+HEADS = [Scalar(), HLGauss(num_bins=11), HLGauss(num_bins=11, symlog=True), MeanAndSpread()]
+
+
+@pytest.mark.parametrize("head", HEADS, ids=str)
 def test_a_video_has_a_frame_per_state_and_shows_the_predictions(head, tmp_path):
     path = tmp_path / "pong.mp4"
     path.write_text("an older video")

@@ -177,7 +177,12 @@ def _align(groups: dict[str, list[Run]], window: int, number: int, notes: list[s
     """Cuts to the games of all groups, and to the windows in which each group has a return on each game."""
     games = sorted(set.intersection(*({run.game for run in members} for members in groups.values())))
     if not games:
-        raise NothingYet(f"The groups have no game in common: {', '.join(groups)}. Choose with --groups or --games.")
+        of_each = Counter(game for members in groups.values() for game in {run.game for run in members})
+        number = ", ".join(f"{game} ({groups_with_it})" for game, groups_with_it in of_each.most_common())
+        raise NothingYet(
+            f"The groups have no game in common. Choose with --groups or --games. There are the groups "
+            f"{', '.join(groups)}, and the games, with the number of groups that have them, {number}."
+        )
     for name, members in groups.items():
         if others := sorted({run.game for run in members} - set(games)):
             notes.append(f"Only some groups have these games, which are left out of {name}: {', '.join(others)}.")
@@ -206,10 +211,15 @@ def _windows_with_returns(groups: dict[str, list[Run]], scores: dict, window: in
     """Tells of each window whether every group has a return on each game in it [T]."""
     number, unit = next(iter(scores.values())).shape[1], next(iter(groups.values()))[0].unit
     kept = np.ones(number, bool)
+    empty = []  # in no window has this group a return on this game
     for name, members in groups.items():
         of = np.array([run.game for run in members])
-        for game in set(of):
-            kept &= ~np.isnan(scores[name][of == game]).all(axis=0)
+        for game in sorted(set(of)):
+            there = ~np.isnan(scores[name][of == game]).all(axis=0)
+            kept &= there
+            empty += [] if there.any() else [f"{name} on {game}"]
+    if empty:
+        raise NothingYet(f"No return yet of {', '.join(empty)}. Leave it out with --groups or --games.")
     if not kept.any():
         raise NothingYet(f"No window of {window:,} {unit} has a return of each group on each game: raise --window.")
     any_return = ~np.isnan(np.concatenate(list(scores.values()))).all(axis=0)  # evaluations may be further apart

@@ -34,7 +34,7 @@ class Analysis:
       table: aggregate -> [3], of the last windows.
       thresholds: of the profiles [K].
       profiles: [3, K].
-      improvement: (x, y) -> [3], the probability that x beats y; each pair once.
+      improvement: (x, y) -> [3], the probability that x beats y on all games, by returns; each pair once.
       per_game: game -> [3, T], mean return over seeds with its interval, raw.
     """
 
@@ -101,7 +101,11 @@ def _references(comparison: Comparison, scores, normalise: str | None) -> tuple[
         note = f"{without[0]} has no {reference} score: returns are raw, and there is no optimality gap."
     elif without:
         note = f"No {reference} score, so not in the aggregates: {', '.join(without)}."
-        note += " Pass a table with --scores to add some." if reference != "behaviour" else ""
+        note += (
+            " Pass a table of them, with the columns game, random, human (or another): --scores."
+            if reference != "behaviour"
+            else ""
+        )
     if reference == "behaviour" and note:
         note += " Converted data sets have none, and different ones of a game none in common: pass --normalise human."
     return unit, scores, note
@@ -151,11 +155,18 @@ def analyse(comparison: Comparison, scores=None, resamples: int = 2_000, normali
         thresholds,
         {name: statistics.profile(*of, thresholds, resamples) for name, of in last.items()},
         {
-            (x, y): statistics.probability_of_improvement(*last[x], *last[y], resamples)
-            for x, y in combinations(last, 2)
+            (x.name, y.name): statistics.probability_of_improvement(*_finals(x), *_finals(y), resamples)
+            for x, y in combinations(comparison.groups, 2)
         },
         {group.name: _per_game(group, comparison.games, resamples) for group in comparison.groups},
     )
+
+
+def _finals(group) -> tuple[np.ndarray, np.ndarray]:
+    """Mean return of each run in the last windows [R], and its game [R]; runs without one are left out."""
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+        final = np.nanmean(group.scores[:, -TABLE_WINDOWS:], axis=1)
+    return final[~np.isnan(final)], group.games[~np.isnan(final)]
 
 
 def _per_game(group, games, resamples) -> dict[str, np.ndarray]:

@@ -47,7 +47,7 @@ def make_groups(runs: list[Run], wanted: list[str] | None, notes: list[str]) -> 
     for key, members in groups.items():
         alike = [other for other in groups if titles[other] == titles[key] and isinstance(other, tuple)]
         told = [i for i in range(len(keys)) if len({other[i] for other in alike}) > 1] if key in alike else []
-        name = " ".join([titles[key], *(f"{keys[i].rpartition('.')[2]}={key[i]}" for i in told)])
+        name = " ".join([titles[key], *(f"{keys[i].rpartition('.')[2]}={key[i]}" for i in told if key[i] is not None)])
         if name in named and members[0].table:
             name += f" ({members[0].table})"
         while name in named:

@@ -50,7 +50,7 @@ def count(number: int, what: str) -> str:
 def number(band) -> str:
     """A value with its interval."""
     value, lower, upper = band
-    shown = lambda x: f"{x:.2f}" if abs(x) < 100 else f"{x:,.0f}"
+    shown = lambda x: f"{x:#.2g}" if 1e-9 < abs(x) < 0.1 else f"{x:.2f}" if abs(x) < 100 else f"{x:,.0f}"
     return f"{shown(value)} [{shown(lower)}, {shown(upper)}]"
 
 

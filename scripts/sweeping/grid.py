@@ -169,7 +169,9 @@ class Sweep:
             if name in changes and any(getattr(grid, other) is not None for grid in self.grids):
                 raise ConfigError(f"--{name}: the runs of this sweep are counted in {other}: use --{other}.")
         if "games" in changes and any(grid.envs for grid in self.grids):
-            raise ConfigError("--games names Atari games, but the sweep has grid.Grid.envs.")
+            raise ConfigError(
+                "--games names Atari games, but the sweep has grid.Grid.envs: change that list in its file."
+            )
         return Sweep([dataclasses.replace(grid, **changes) for grid in self.grids])
 
 
