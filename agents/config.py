@@ -166,7 +166,10 @@ def _parse(source: str, text: str) -> None:
     try:
         gin.parse_config(text)
     except MISTAKES as error:
-        raise ConfigError(f"{source}: {explain(str(error) or type(error).__name__)}") from error
+        message = explain(str(error) or type(error).__name__)
+        if match := re.search(r"\(line (\d+)\)", message):
+            message = " ".join([message, *text.splitlines()[int(match[1]) - 1 :][:1]])
+        raise ConfigError(f"{source}: {message}") from error
 
 
 def _build() -> Experiment:

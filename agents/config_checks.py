@@ -64,7 +64,7 @@ class _Anything(config_parser.ParserDelegate):
 
 def check_statements(source: str, text: str, allow_import=()) -> None:
     """Refuses what gin would silently accept in one source, and imports of what it may not name."""
-    seen: dict[tuple, int] = {}
+    seen: dict[tuple, config_parser.BindingStatement] = {}
     for statement in _statements(text):
         line = statement.location.line_num
         if isinstance(statement, config_parser.ImportStatement) and not importable(statement.module, allow_import):
@@ -77,8 +77,12 @@ def check_statements(source: str, text: str, allow_import=()) -> None:
             if key in seen:
                 scope = f"{key[0]}/" if key[0] else ""
                 name = scope + ".".join(filter(None, key[1:]))
-                raise ConfigError(f"{source}: {name} is bound twice, in lines {seen[key]} and {line}. Remove one.")
-            seen[key] = line
+                first = seen[key]
+                where = f"in lines {first.location.line_num} and {line}"
+                if source == COMMAND_LINE:  # in which a line is a flag
+                    where = f"to {first.value!r} and to {statement.value!r}, which flags such as --steps do, too"
+                raise ConfigError(f"{source}: {name} is bound twice, {where}. Remove one.")
+            seen[key] = statement
 
 
 def _statements(text: str):
@@ -198,6 +202,7 @@ def is_prefix(scope: str, of: str) -> bool:
 
 def explain(message: str) -> str:
     """Adds what is allowed to gin's message."""
+    message = re.sub(r"In bindings string line \d+\s+", "In: ", message)
     classes = [selector.rpartition(".")[2] for selector, _ in gin_state._REGISTRY.items()]
     if match := re.search(r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", message):
         target = gin_state._REGISTRY.get_match(match[1]) or gin_state._REGISTRY.get_match(match[1].rpartition(".")[2])

@@ -356,11 +356,27 @@ def test_runs_on_different_data_are_never_pooled(tmp_path, capsys, undrawn):
         note for note in result.notes if "windows are left out" in note or "frames" in note
     ]  # between them none was due
     assert compare.main([str(tmp_path), f"--output={tmp_path / 'out'}"]) == 0
-    assert "different ones of a game none in common: pass --normalise human" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Breakout (there are several data sets: --normalise human), Pong (there are several" in printed
     run_dir = make_run(tmp_path / "a", seed=2)
     offline(run_dir, "['a/Pong']", "Pong changed", 8.0)
     names = groups.make_groups(runs.read(tmp_path, None, []), None, [])
     assert len(names) == 4 and sum("paths=['a/*'] (Pong cha)" in name for name in names) == 1
+
+
+def test_why_a_game_has_no_behaviour_score_is_told():
+    returns = {
+        "Pong": [5.0],
+        "Breakout": [None],
+        "MinAtar-Breakout-v1": [5.0],
+        "Boxing": [0.05],
+        "Asterix": [400.0, 9.0],
+    }
+    made = [SimpleNamespace(game=game, behaviour_return=one) for game, ones in returns.items() for one in ones]
+    pairs, why = analysis.behaviour_scores(SimpleNamespace(groups=[SimpleNamespace(runs=made)]), evaluation.scores())
+    assert pairs == {"Pong": (-20.7, 5.0)}
+    told = {"Breakout": "converted", "MinAtar-Breakout-v1": "--scores", "Boxing": "no better", "Asterix": "several"}
+    assert why.keys() == told.keys() and all(told[game] in why[game] for game in told)
 
 
 def test_settings_of_one_data_set_are_groups(tmp_path):

@@ -79,35 +79,44 @@ def read_scores(path) -> tuple[str, dict[str, tuple[float, float]]]:
         ) from error
 
 
-def behaviour_scores(comparison: Comparison, scores) -> dict[str, tuple[float, float]]:
-    """Random score and behaviour return of each game of which there is one of each, the second above the first."""
+def behaviour_scores(comparison: Comparison, scores) -> tuple[dict[str, tuple[float, float]], dict[str, str]]:
+    """Game -> (return of random play, of the data set), and of the games that have no such pair why not."""
     found: dict[str, set] = {}
     for group in comparison.groups:
         for run in group.runs:
             found.setdefault(run.game, set()).add(run.behaviour_return)
-    alone = {game: values.pop() for game, values in found.items() if len(values) == 1 and game in scores}
-    return {game: (scores[game][0], one) for game, one in alone.items() if one is not None and one > scores[game][0]}
+    pairs, why = {}, {}
+    for game, returns in found.items():
+        one = next(iter(returns))
+        if len(returns) > 1:
+            why[game] = "there are several data sets: --normalise human"
+        elif one is None:
+            why[game] = "its data set was converted and does not tell: --normalise human"
+        elif game not in scores:
+            why[game] = "the return of random play is unknown: a table with --scores"
+        elif one <= scores[game][0]:
+            why[game] = "its data set plays no better than at random"
+        else:
+            pairs[game] = (scores[game][0], one)
+    return pairs, why
 
 
 def _references(comparison: Comparison, scores, normalise: str | None) -> tuple[str, dict, str]:
     """What a score is, game -> (return that counts as 0, as 1), and a note on games that have none."""
     reference, scores = ("human", evaluation.scores()) if scores is None else scores
+    why: dict[str, str] = {}
     if (normalise or ("behaviour" if comparison.unit == "updates" else "human")) == "behaviour":
-        reference, scores = "behaviour", behaviour_scores(comparison, scores)
+        scores, why = behaviour_scores(comparison, scores)
+        reference = "behaviour"
     without = [game for game in comparison.games if game not in scores]
+    named = ", ".join(f"{game} ({why[game]})" if game in why else game for game in without)
     unit, note = f"{reference}-normalised score", ""
     if without and len(comparison.games) == 1:
         unit, scores = "return", {without[0]: (0.0, 1.0)}
-        note = f"{without[0]} has no {reference} score: returns are raw, and there is no optimality gap."
+        note = f"No {reference} score of {named}: returns are raw, and there is no optimality gap."
     elif without:
-        note = f"No {reference} score, so not in the aggregates: {', '.join(without)}."
-        note += (
-            " Pass a table of them, with the columns game, random, human (or another): --scores."
-            if reference != "behaviour"
-            else ""
-        )
-    if reference == "behaviour" and note:
-        note += " Converted data sets have none, and different ones of a game none in common: pass --normalise human."
+        note = f"No {reference} score, so not in the aggregates: {named}."
+        note += " Pass a table of them, with the columns game, random, human (or another): --scores." if not why else ""
     return unit, scores, note
 
 
