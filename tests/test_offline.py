@@ -289,7 +289,8 @@ def test_sweep_and_compare(data, tmp_path, capsys):
     assert table[0] == "group,aggregate,updates,value,lower,upper"
     assert {row.split(",")[2] for row in table[1:]} == {"100", "200"}
     report = (tmp_path / "runs/_compare/report.html").read_text()
-    assert "behaviour score: returns are raw" in report and "200 updates" in report and "frames" not in report
+    assert "random play is unknown" in report and "returns are raw" in report
+    assert "200 updates" in report and "frames" not in report
     both = [str(tmp_path / "runs"), str(data), f"--output={tmp_path / 'out'}"]
     with pytest.raises(ConfigError, match="count updates, and others frames: choose with --groups"):
         compare.main(both)
