@@ -115,9 +115,8 @@ def _frames(analysis) -> tuple[np.ndarray, str]:
 
 def _curve(axes, x, band, line) -> None:
     if len(x) == 1:  # a band of no width would not be seen
-        axes.errorbar(x, band[0], [band[0] - band[1], band[2] - band[0]], fmt="o", capsize=3, color=line["color"])
-        return
-    axes.plot(x, band[0], linewidth=1.8, **line)
+        axes.vlines(x, band[1], band[2], color=line["color"], linewidth=5, alpha=0.35)
+    axes.plot(x, band[0], linewidth=1.8, marker="o" if len(x) == 1 else "", **line)
     axes.fill_between(x, band[1], band[2], color=line["color"], alpha=0.18, linewidth=0)
 
 
