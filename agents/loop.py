@@ -13,7 +13,7 @@ import signal
 
 import jax
 
-from agents.progress import ProgressDisplay
+from agents.reporting.progress import ProgressDisplay
 from agents.run import Run
 from agents.trainer import learn
 

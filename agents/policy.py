@@ -12,8 +12,8 @@ import jax
 import numpy as np
 from safetensors.numpy import save
 
-from agents import config
-from agents.checkpoint import checkpoints, named
+from agents.checkpointing.checkpoint import checkpoints, named
+from agents.configuration import config
 from agents.experiment import Experiment
 
 

@@ -7,8 +7,8 @@ import dataclasses
 import flax.linen as nn
 import jax
 
-from agents import run_directory
-from agents.checkpoint import named
+from agents.checkpointing import run_directory
+from agents.checkpointing.checkpoint import named
 from agents.errors import ConfigError
 from agents.learner import TrainState
 from replay.files import DamagedError

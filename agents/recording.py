@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from agents.checkpoint import newest
+from agents.checkpointing.checkpoint import newest
 from agents.environments import game_of, protocol
 from agents.errors import ConfigError
 from replay.files import DamagedError, read_json

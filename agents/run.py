@@ -8,13 +8,13 @@ from pathlib import Path
 import flax
 import numpy as np
 
-from agents import run_directory
 from agents.actor import Actor
-from agents.checkpoint import flatten
-from agents.checkpointer import Checkpointer
-from agents.logger import Logger
-from agents.progress import ProgressDisplay
-from agents.report import Report
+from agents.checkpointing import run_directory
+from agents.checkpointing.checkpoint import flatten
+from agents.checkpointing.checkpointer import Checkpointer
+from agents.reporting.logger import Logger
+from agents.reporting.progress import ProgressDisplay
+from agents.reporting.report import Report
 from agents.trainer import Trainer
 
 WHAT_HELPS = (

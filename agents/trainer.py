@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from agents import evaluation, memory, probe
-from agents.checkpoint import Checkpoint, flatten
-from agents.diagnosis import make_diagnose
+from agents.checkpointing.checkpoint import Checkpoint, flatten
 from agents.errors import ConfigError
 from agents.experiment import Experiment
 from agents.learner import make_update
+from agents.reporting.diagnosis import make_diagnose
 from agents.step import gather, make_step, spread
 from replay.ring import Replay
 from replay.samplers import Uniform

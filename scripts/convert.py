@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 
 from agents import launch
-from agents.checkpointer import Checkpointer
+from agents.checkpointing.checkpointer import Checkpointer
 from agents.environments import Atari, game_of, protocol
 from agents.errors import ConfigError
 from agents.recording import MANIFEST, read_protocol

@@ -13,9 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 
-from agents import launch, run_directory, video
+from agents import launch, video
 from agents import policy as policies
-from agents.config_trust import ALLOW_IMPORT
+from agents.checkpointing import run_directory
+from agents.configuration.trust import ALLOW_IMPORT
 from agents.evaluation import behaviour_normalised, evaluate, human_normalised
 
 MOST_EPISODES = 1_000_000

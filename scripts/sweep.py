@@ -21,7 +21,7 @@ from pathlib import Path
 import jax
 
 from agents import launch
-from agents.config_trust import ALLOW_IMPORT
+from agents.configuration.trust import ALLOW_IMPORT
 from agents.errors import ConfigError
 from sweeping import cost, grid, local, slurm
 from sweeping.plan import Plan, Run

@@ -13,8 +13,9 @@ from agents.errors import ConfigError
 if __name__ == "__main__":
     launch.prepare()
 
-from agents import config, run_directory
-from agents.checkpoint import newest_intact
+from agents.checkpointing import run_directory
+from agents.checkpointing.checkpoint import newest_intact
+from agents.configuration import config
 from agents.loop import train
 from agents.offline import OfflineRun, OfflineTrainer
 from agents.run import Run

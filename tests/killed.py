@@ -1,6 +1,6 @@
 """Runs `scripts/train.py` and dies as by `kill -9`, before or after the n-th call of a function.
 
-python tests/killed.py agents.logger:Logger.write 40 --game Pong ...
+python tests/killed.py agents.reporting.logger:Logger.write 40 --game Pong ...
 """
 
 import importlib

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agents import checkpoint as checkpoints
-from agents import checkpointer as writing
 from agents.actor import Actor
-from agents.checkpoint import Checkpoint, flatten, newest
-from agents.checkpointer import Checkpointer
+from agents.checkpointing import checkpoint as checkpoints
+from agents.checkpointing import checkpointer as writing
+from agents.checkpointing.checkpoint import Checkpoint, flatten, newest
+from agents.checkpointing.checkpointer import Checkpointer
 from agents.environments import Atari, Gymnasium
 from agents.games import Games
 from replay import files, log

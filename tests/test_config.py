@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agents import config, run_directory
+from agents.checkpointing import run_directory
+from agents.configuration import config
 from agents.dqn import DQN
 from agents.environments import Atari, Gymnasium
 from agents.errors import ConfigError
@@ -602,7 +603,10 @@ STRANGERS = {
         "names agents.environments.seeds",
     ),
     "tests of a library": ("import optax._src.sharding_test\n", "imports optax._src.sharding_test"),
-    "a part of ours that writes": ("from agents import logger\nlogger.Logger.run_dir = '/'", "imports agents.logger"),
+    "a part of ours that writes": (
+        "from agents.reporting import logger\nlogger.Logger.run_dir = '/'",
+        "imports agents.reporting.logger",
+    ),
     "its binding": ("from agents import environments\nenvironments.re.sub.count = 1", "defined in re\\."),
     "environment": ("from agents import environments\nenvironments.Gymnasium.id = 'evil:E-v0'", "imports evil"),
     "module of a package": ("from networks import torsos\nX = @torsos.nn.apply()\nY = %X", "defined in flax"),

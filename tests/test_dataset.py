@@ -12,8 +12,8 @@ import pytest
 from test_training import catch
 
 from agents import dataset, recording
-from agents.checkpoint import newest
-from agents.checkpointer import Checkpointer
+from agents.checkpointing.checkpoint import newest
+from agents.checkpointing.checkpointer import Checkpointer
 from agents.dqn import DQN
 from agents.environments import Atari, Gymnasium
 from agents.errors import ConfigError

@@ -14,11 +14,12 @@ from killed import find
 from test_resume import INSTANTS, assert_same_run, command
 from test_training import catch
 
-from agents import launch, logger
-from agents.checkpoint import newest
+from agents import launch
+from agents.checkpointing.checkpoint import newest
 from agents.environments import _StepOnRecv
 from agents.errors import ConfigError
 from agents.games import GameError
+from agents.reporting import logger
 from scripts import train
 
 NAMES = ("steady", "jumping")
@@ -100,10 +101,10 @@ PHASES = {
     "acting": "agents.actor:Actor.send",
     "learning": "agents.loop:learn",
     "storing": "agents.run:Run.recv",
-    "logging": "agents.report:Report.log_point",
-    "diagnosing": "agents.report:Report.diagnosis",
+    "logging": "agents.reporting.report:Report.log_point",
+    "diagnosing": "agents.reporting.report:Report.diagnosis",
     "evaluating": "agents.evaluation:evaluate",
-    "saving": "agents.checkpointer:Checkpointer.save",
+    "saving": "agents.checkpointing.checkpointer:Checkpointer.save",
     "writing": "replay.log:SegmentWriter.commit",
     "restoring": "agents.trainer:Trainer.restore",
     "playing again": "agents.games:Games.restore",

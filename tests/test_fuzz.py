@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from test_resume import assert_same_arrays
 from test_training import catch
 
-from agents import config, policy
+from agents import policy
+from agents.configuration import config
 from agents.errors import ConfigError
 from scripts import benchmark, compare, convert, evaluate, plot, sweep, train
 from training.command_line import load, parse_args

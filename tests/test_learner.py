@@ -12,10 +12,10 @@ import pytest
 from scipy.special import erf, softmax
 from test_replay import random_history
 
-from agents.diagnosis import make_diagnose
 from agents.dqn import DQN
 from agents.experiment import Experiment
 from agents.learner import Learner, make_update
+from agents.reporting.diagnosis import make_diagnose
 from agents.step import _total, make_step
 from agents.trainer import Trainer, learn
 from benchmarks import updates as benchmark

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from agents.config import ROOT
+from agents.configuration.config import ROOT
 
 
 def newest_python():

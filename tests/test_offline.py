@@ -13,12 +13,15 @@ import pytest
 from test_resume import series
 from test_training import SMALL, catch
 
-from agents import config, logger, policy, run_directory, trainer
-from agents.checkpoint import Checkpoint, checkpoints, newest
+from agents import policy, trainer
+from agents.checkpointing import run_directory
+from agents.checkpointing.checkpoint import Checkpoint, checkpoints, newest
+from agents.configuration import config
 from agents.dqn import DQN
 from agents.errors import ConfigError
 from agents.evaluation import behaviour_normalised, human_normalised
 from agents.offline import OfflineTrainer
+from agents.reporting import logger
 from networks.value_heads import C51, HLGauss, Scalar
 from replay.files import DamagedError
 from replay.ring import Transition

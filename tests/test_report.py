@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from agents import report
+from agents.reporting import report
 from networks.value_heads import HLGauss
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agents import checkpoint, logger
+from agents.checkpointing import checkpoint
+from agents.reporting import logger
 from replay.ring import TimeStep
 from scripts import train
 
@@ -103,13 +104,13 @@ INSTANTS = {
     "agents.run:Run.recv": 200,
     "agents.loop:learn": 200,
     "agents.games:Games.restore": 1,
-    "agents.logger:Logger.write": 20,
-    "agents.logger:Logger.offsets": 3,
-    "agents.report:Report.evaluation": 1,
-    "agents.report:Report.diagnosis": 2,
-    "agents.checkpointer:Checkpointer.resume": 1,
-    "agents.checkpointer:Checkpointer.save": 3,
-    "agents.checkpointer:Checkpointer._prune": 3,
+    "agents.reporting.logger:Logger.write": 20,
+    "agents.reporting.logger:Logger.offsets": 3,
+    "agents.reporting.report:Report.evaluation": 1,
+    "agents.reporting.report:Report.diagnosis": 2,
+    "agents.checkpointing.checkpointer:Checkpointer.resume": 1,
+    "agents.checkpointing.checkpointer:Checkpointer.save": 3,
+    "agents.checkpointing.checkpointer:Checkpointer._prune": 3,
     "replay.log:SegmentWriter.commit": 3,
     "replay.files:write_durably": 12,
     "os:fsync": 40,

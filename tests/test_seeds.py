@@ -10,9 +10,11 @@ import psutil
 import pytest
 from test_training import catch, policy_updates
 
-from agents import config, experiment, logger, trainer
-from agents.checkpoint import newest
+from agents import experiment, trainer
+from agents.checkpointing.checkpoint import newest
+from agents.configuration import config
 from agents.errors import ConfigError
+from agents.reporting import logger
 from agents.trainer import Trainer
 from scripts import train
 from training.command_line import load, parse_args

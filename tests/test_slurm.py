@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from agents import logger
+from agents.reporting import logger
 from scripts import sweep
 from sweeping import slurm
 

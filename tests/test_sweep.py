@@ -15,10 +15,11 @@ import gin
 import psutil
 import pytest
 
-from agents import config, logger
+from agents.configuration import config
 from agents.dataset import Dataset
 from agents.environments import ROMS
 from agents.errors import ConfigError
+from agents.reporting import logger
 from scripts import sweep
 from sweeping import cost, grid, local, progress, slurm
 from sweeping.plan import Plan, Run

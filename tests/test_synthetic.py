@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from agents import config
+from agents.configuration import config
 from agents.environments import ROMS
 from agents.errors import ConfigError
 from networks.torsos import NatureCNN

@@ -16,12 +16,15 @@ from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_replay import NaiveReplay, random_history
 
-from agents import config, environments, logger, policy, run_directory
-from agents.checkpoint import newest
-from agents.checkpointer import Checkpointer
+from agents import environments, policy
+from agents.checkpointing import run_directory
+from agents.checkpointing.checkpoint import newest
+from agents.checkpointing.checkpointer import Checkpointer
+from agents.configuration import config
 from agents.environments import Gymnasium
 from agents.errors import ConfigError
 from agents.evaluation import evaluate as play
+from agents.reporting import logger
 from agents.trainer import Trainer, learn
 from networks import value_heads
 from replay import sum_tree

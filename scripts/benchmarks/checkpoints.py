@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from agents.actor import Actor
-from agents.checkpoint import newest
-from agents.checkpointer import Checkpointer
+from agents.checkpointing.checkpoint import newest
+from agents.checkpointing.checkpointer import Checkpointer
 from agents.environments import Atari
 from agents.trainer import Trainer
 from benchmarks.timing import seconds_of, summary

@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 import psutil
 
-from agents.logger import METRICS
+from agents.reporting.logger import METRICS
 from benchmarks import parts, updates
 from benchmarks.timing import seconds_of, summary
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from agents import config
+from agents.configuration import config
 from agents.learner import make_update
 from agents.trainer import Trainer, learn
 from benchmarks.timing import by_turns, matmul_gflops, seconds_of, summary

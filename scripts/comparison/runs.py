@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from agents.checkpointing.run_directory import MANIFEST, MAY_CHANGE
 from agents.environments import game_of
-from agents.logger import METRICS
-from agents.run_directory import MANIFEST, MAY_CHANGE
+from agents.reporting.logger import METRICS
 from comparison import tables
 from comparison.run import LARGEST, UNREADABLE, Run, name_of, text_of
 from replay.files import read_json

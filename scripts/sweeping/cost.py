@@ -10,8 +10,8 @@ import itertools
 import statistics
 from pathlib import Path
 
-from agents import logger
 from agents.environments import ROMS
+from agents.reporting import logger
 from sweeping.plan import Run
 from sweeping.progress import speed_of
 

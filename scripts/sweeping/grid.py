@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 import gin
 
-from agents import config
-from agents.config_checks import check_statements, check_types, current_bindings, explain, refuse_unused
-from agents.config_trust import check_environment, check_names
+from agents.configuration import config
+from agents.configuration.checks import check_statements, check_types, current_bindings, explain, refuse_unused
+from agents.configuration.trust import check_environment, check_names
 from agents.environments import ROMS, task_name
 from agents.errors import ConfigError, did_you_mean, plain
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from agents import config
+from agents.configuration import config
 from agents.errors import ConfigError
 from sweeping.grid import Cell
 from training import jobs

@@ -9,8 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from agents import logger
-from agents.progress import duration
+from agents.reporting import logger
+from agents.reporting.progress import duration
 from sweeping.plan import Run
 
 SUMMARY_EVERY = 60.0  # seconds

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from agents import config, launch
-from agents.config_trust import ALLOW_IMPORT
+from agents import launch
+from agents.configuration import config
+from agents.configuration.trust import ALLOW_IMPORT
 from agents.errors import ConfigError
 
 DEFAULT_HEADS = {"rainbow": "c51", "full_rainbow": "c51"}  # the agents' own; hl_gauss for all others

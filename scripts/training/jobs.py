@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import NamedTuple
 
-from agents import config, run_directory
-from agents.checkpoint import Checkpoint, newest
+from agents.checkpointing import run_directory
+from agents.checkpointing.checkpoint import Checkpoint, newest
+from agents.configuration import config
 from agents.errors import ConfigError
 from replay.files import DamagedError
 from training.command_line import gin_files, load

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import jax
 
-from agents import config, run_directory
+from agents.checkpointing import run_directory
+from agents.configuration import config
 from agents.environments import Atari
 
 EVALUATE = config.ROOT / "scripts/evaluate.py"

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import gin
 import gin.config as gin_state  # its bindings have no public accessors
 
-from agents.config_checks import (
+from agents.configuration.checks import (
     COMMAND_LINE,
     Key,
     check_learning_rates,
@@ -28,14 +28,14 @@ from agents.config_checks import (
     refuse_unused,
     settings,
 )
-from agents.config_trust import check_environment, check_names
+from agents.configuration.trust import check_environment, check_names
 from agents.errors import ConfigError, did_you_mean, plain
 from agents.experiment import Experiment
 
 # What gin raises at a text that is wrong somewhere.
 MISTAKES = (ValueError, TypeError, SyntaxError, NameError, AttributeError, ImportError, RuntimeError, LookupError)
 MISTAKES += (tokenize.TokenError,)
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 BASE = str(CONFIGS / "base.gin")
 

@@ -1,4 +1,4 @@
-"""Checkpoints: complete or not there, every file hashed, without pickle. `agents/checkpointer.py` writes them.
+"""Checkpoints: complete or not there, every file hashed, without pickle. `checkpointer.py` writes them.
 
 checkpoints/<agent_steps>/state.safetensors   learner, priorities, games: all arrays but the replay's rows
                           manifest.json       counters, sizes of the log files, the replay's segments, and hashes

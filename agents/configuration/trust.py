@@ -58,7 +58,7 @@ def check_names(source: str, bindings, allow_import=()) -> None:
 
     Args:
       source: where the bindings come from, for the message.
-      bindings: `config_checks.Key` -> value.
+      bindings: `checks.Key` -> value.
       allow_import: packages that may be named, too.
 
     What counts is where an object is defined, not the name under which it was imported.

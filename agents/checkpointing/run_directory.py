@@ -23,7 +23,7 @@ from pathlib import Path
 
 import jax
 
-from agents import config
+from agents.configuration import config
 from agents.environments import protocol
 from agents.errors import ConfigError
 from replay.files import DamagedError, read_json, write_durably

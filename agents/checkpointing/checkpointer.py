@@ -1,4 +1,4 @@
-"""The writer of checkpoints, beside training; `agents/checkpoint.py` says what they hold, and reads them."""
+"""The writer of checkpoints, beside training; `checkpoint.py` says what they hold, and reads them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from agents.checkpoint import FORMAT, MANIFEST, STATE, Checkpoint, checkpoints, digest, newest_intact
+from agents.checkpointing.checkpoint import FORMAT, MANIFEST, STATE, Checkpoint, checkpoints, digest, newest_intact
 from replay import log
 from replay.files import DamagedError, sync_directory, write_durably
 from replay.ring import TimeStep

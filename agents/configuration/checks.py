@@ -1,4 +1,4 @@
-"""What gin would silently accept, and what its errors leave unsaid: the checks behind `agents/config.py`."""
+"""What gin would silently accept, and what its errors leave unsaid: the checks behind `config.py`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import gin.config as gin_state  # its registry and its bindings have no public accessors
 from gin import config_parser
 
-from agents.config_trust import OF_DOPAMINE, allow, importable
+from agents.configuration.trust import OF_DOPAMINE, allow, importable
 from agents.errors import ConfigError, did_you_mean
 
 COMMAND_LINE = "command line"
