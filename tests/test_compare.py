@@ -953,6 +953,19 @@ def test_what_is_cut_is_said(tmp_path):
     assert "The last 200,012 of 800,012 frames are no whole window of 300,000 and are left out." in notes
 
 
+@pytest.mark.parametrize(("every", "expected"), [(5_000, 20_000), (90_000, 100_000), (190_000, 100_000)])
+def test_windows_are_as_wide_as_episodes_ask(tmp_path, every, expected):
+    """But there are at least five of them."""
+    frames = np.arange(every, 800_001, every)
+    for game in ("Pong", "Breakout"):
+        run_dir = make_run(tmp_path, game)
+        rows = [{"frames": int(f), "episode/return": 1.0} for f in frames] + [{"frames": 800_000, "train/loss": 1.0}]
+        (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result, notes = notes_of(tmp_path)
+    assert result.window == expected
+    assert {*result.frames} == {-(-f // expected) * expected for f in frames}
+
+
 def test_windows_are_many_enough():
     """The table holds the last five: a quarter of a run at most."""
     for frames in np.geomspace(100, 2e8, 200).astype(int):

@@ -143,6 +143,27 @@ def nice_window(frames: int) -> int:
     return int(max(unit * step for step in (1, 2, 5) if unit * step <= rough))
 
 
+def _wide_enough(groups: dict[str, list[Run]], frames: int) -> int:
+    """The nice window or, if episodes are too long for it, a wider one, of which there are `TABLE_WINDOWS` at least."""
+    windows = [nice_window(frames)]
+    while frames // (wider := windows[-1] * (2.5 if str(windows[-1])[0] == "2" else 2)) >= TABLE_WINDOWS:
+        windows.append(int(wider))  # 1, 2, 5, 10, ...
+    lacking = [max(_lacking(groups, window, frames // window), 0.1) for window in windows]
+    return windows[lacking.index(min(lacking))]
+
+
+def _lacking(groups: dict[str, list[Run]], window: int, number: int) -> float:
+    """The fraction of windows in which some group has no return on one of the games that all have."""
+    games = set.intersection(*({run.game for run in members} for members in groups.values()))
+    there: dict[tuple, np.ndarray] = {}
+    for name, members in groups.items():
+        for run in members:
+            if run.game in games:
+                has = ~np.isnan(run.windows(window, number))
+                there[name, run.game] = there.get((name, run.game), False) | has
+    return 1 - np.all(list(there.values()), axis=0).mean() if there else 0.0
+
+
 def _interval(groups: dict[str, list[Run]]) -> int:
     """The width of windows at whose ends all returns lie."""
     points = [run.frames.astype(np.int64) for members in groups.values() for run in members if len(run.frames)]
@@ -155,7 +176,7 @@ def _fitting_window(groups: dict[str, list[Run]], window: int | None, frames: in
     """The window asked for, or a choice; tables have returns at the ends of windows of their own."""
     from_tables = {name: members for name, members in groups.items() if not members[0].settings}
     if not from_tables:
-        return window or (nice_window(frames) if unit == "frames" else _interval(groups))
+        return window or (_wide_enough(groups, frames) if unit == "frames" else _interval(groups))
     interval = _interval(from_tables)
     if window and window % interval:
         raise ConfigError(f"{next(iter(from_tables))} has a return per {interval:,} {unit}: --window is a multiple.")

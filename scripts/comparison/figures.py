@@ -142,6 +142,8 @@ def aggregates(analysis: Analysis, legend: bool) -> Figure:
             axes.plot([value], [-i], MARKERS[i // len(COLOURS) % len(MARKERS)], color=line["color"], markersize=5)
         axes.set_title(TITLES[key].replace(" (", "\n("), fontsize=9)
         axes.set(ylim=(0.6 - rows, 0.4))
+        axes.locator_params(axis="x", nbins=4)
+        axes.tick_params(axis="x", labelsize=8)
         axes.set_yticks(-np.arange(rows), labels(list(style(analysis))).values(), fontsize=8)
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)
