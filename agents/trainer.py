@@ -75,6 +75,8 @@ class Trainer:
         except ConfigError:
             raise
         except ValueError as error:
+            if not type(self.network.torso).__module__.startswith("networks."):
+                raise  # in a torso of one's own: the traceback says where
             raise ConfigError(f"The network does not fit {x.environment.name}: {error}") from error
 
     def _make_ring(self, observation) -> Replay:

@@ -205,16 +205,19 @@ def test_the_torso_of_the_readme_trains(tmp_path, monkeypatch):
     assert "my_torsos.Wide" in (tmp_path / "run/config.gin").read_text()
 
 
-def test_a_mistake_in_ones_own_torso_is_shown_where_it_is(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("module", "mistake"), [("narrow", "7"), ("unpacking", "[a for a, b in [x.shape]][0]")], ids=str
+)
+def test_a_mistake_in_ones_own_torso_is_shown_where_it_is(tmp_path, monkeypatch, module, mistake):
     """Its traceback, not a line about settings."""
-    (tmp_path / "narrow_torsos.py").write_text(readme("python", "class Wide").replace("len(x)", "7"))
-    (tmp_path / "my.gin").write_text(readme("python", "@my_torsos.Wide").replace("my_torsos", "narrow_torsos"))
+    (tmp_path / f"{module}.py").write_text(readme("python", "class Wide").replace("len(x)", mistake))
+    (tmp_path / "my.gin").write_text(readme("python", "@my_torsos.Wide").replace("my_torsos", module))
     monkeypatch.syspath_prepend(tmp_path)
-    flags = [f"--gin_files={tmp_path / 'my.gin'}", "--allow_import=narrow_torsos", f"--run_dir={tmp_path / 'run'}"]
+    flags = [f"--gin_files={tmp_path / 'my.gin'}", f"--allow_import={module}", f"--run_dir={tmp_path / 'run'}"]
     with pytest.raises(Exception) as raised:
         train.main(["--env=catch:Catch-v0", "--allow_import=catch", "--head=mse", "--preset=quick", *flags])
     assert not isinstance(raised.value, ConfigError)
-    assert "narrow_torsos.py" in "".join(str(entry.path) for entry in raised.traceback)
+    assert f"{module}.py" in "".join(str(entry.path) for entry in raised.traceback)
 
 
 def test_restores_what_was_saved(tmp_path):
