@@ -16,7 +16,7 @@ import numpy as np
 from agents.environments import game_of
 from agents.errors import ConfigError
 from agents.recording import Recording, find, read_protocol, recorded_rows
-from replay.files import DamagedError
+from replay.log import result
 from replay.ring import TimeStep
 
 PIECE = 4096  # rows that are read at a time into memory
@@ -29,7 +29,7 @@ class Dataset:
 
     Args:
       paths: run directories, or their parents. With --log_replay a run has logged every transition, without it those
-        that its replay held at the end.
+        that its replay held at the end, and as many more as come between two checkpoints at most.
       fraction: of the episodes of each log; the paper takes a tenth (Appendix B.1, https://arxiv.org/abs/2403.03950).
       choose: which ones: 'random', or 'first' for the oldest, as Dopamine does with each of its files
         (labs/offline_rl/rlu_tfds).
@@ -225,7 +225,7 @@ class Episodes:
             if part.action is not None:
                 steps.action_tm1[row] = part.action
             row += part.stop - part.start
-        observation = np.concatenate([_result(future) for part in futures for future in part])
+        observation = np.concatenate([result(future) for part in futures for future in part])
         return steps._replace(observation=observation[:, None])
 
     def _pass(self, number: int) -> tuple[np.ndarray, int]:
@@ -249,10 +249,3 @@ class Episodes:
             flat = self._starts[order[place]] + low
             parts.append(Part(self._logs[of], game, first + low, first + high, flat, action))
         return parts
-
-
-def _result(future) -> np.ndarray:
-    try:
-        return future.result()
-    except Exception as error:  # TensorStore's errors are of several kinds
-        raise DamagedError(f"A replay log cannot be read any more: {str(error).partition(' [')[0]}") from error

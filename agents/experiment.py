@@ -86,6 +86,8 @@ class Experiment:
         for name in ("total_steps", "num_envs", *every, "eval_episodes"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"Experiment.{name} must be positive; got {getattr(self, name)}.")
+        if self.total_steps >= 2**31:  # which 32 bits count
+            raise ValueError(f"Experiment.total_steps must be below 2^31; got {self.total_steps}.")
         if self.eval_episodes > 1_000_000:
             raise ValueError(f"Experiment.eval_episodes is at most 1,000,000; got {self.eval_episodes}.")
         if self.seed >= 2**32:

@@ -66,11 +66,14 @@ def check(replay_bytes: int, capacity: int, seeds: int = 1, network_bytes: int =
     """
     most, each, device = usable(), replay_bytes + network_bytes, jax.default_backend().upper()
     if seeds * each > most:
-        fits = max(0, int(capacity * (most / seeds - network_bytes) / replay_bytes) // 1000 * 1000)
+        fits = max(0, int(capacity * (most / seeds - network_bytes) / replay_bytes))
+        fits -= fits % 1000 if fits > 1000 else 0
         one, many = f"The replay of {capacity:,} transitions takes", f"{seeds} replays of {capacity:,} transitions take"
         beside = f", the network {seeds * network_bytes / 1e9:.2f} GB" if network_bytes else ""
-        fewer = f", or --seeds {int(most // each)}" if seeds > 1 and most >= each else ""
+        advice = [f"--replay_capacity {fits} or less"] * bool(fits)
+        advice += [f"--seeds {int(most // each)}"] * (seeds > 1 and most >= each)
+        way_out = f"Pass {', or '.join(advice)}" if advice else "Take a smaller network"
         raise MemoryError(
             f"{one if seeds == 1 else many} {seeds * replay_bytes / 1e9:.2f} GB{beside}; {device} has "
-            f"{on_device() / 1e9:.2f} GB free. Pass --replay_capacity {fits} or less{fewer}."
+            f"{on_device() / 1e9:.2f} GB free. {way_out}."
         )

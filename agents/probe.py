@@ -32,8 +32,8 @@ def torso_of(source: str, torso: nn.Module, settings: dict[str, str], like):
         run_dir, checkpoint = named(source)
     except DamagedError as error:
         raise ConfigError(f"--freeze_torso: {error}.") from error
-    manifest = run_directory.read_manifest(run_dir)
-    if checkpoint is None or not manifest:
+    manifest = None if checkpoint is None else run_directory.read_manifest(run_dir)
+    if not manifest:
         raise ConfigError(f"--freeze_torso: {source} holds no run with an intact checkpoint.")
     theirs = manifest["settings"]
     owner = lambda name: name.partition(".")[0].rpartition("/")[2]  # without the scope

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from agents.checkpointing.checkpoint import newest
+from agents.checkpointing.checkpoint import Checkpoint, checkpoints
 from agents.environments import game_of, protocol
 from agents.errors import ConfigError
-from replay.files import DamagedError, read_json
-from replay.log import DIRECTORY, Log
+from replay.files import read_json
+from replay.log import DIRECTORY, Log, result
 from replay.ring import TimeStep
 
 MANIFEST = "manifest.json"
@@ -70,16 +70,22 @@ def read_protocol(path: Path) -> tuple[dict, bool]:
 
 
 def recorded_rows(path: Path) -> int:
-    """Rows of all games in the log of a run; 0 if it has none."""
-    checkpoint = newest(path)
+    """Rows of all games in the log of a run; 0 if it has none.
+
+    Raises:
+      replay.files.DamagedError: if it cannot be read.
+    """
+    checkpoint = _checkpoint(path)
     if checkpoint is None or not checkpoint.segments:
         return 0
     log = checkpoint.log
-    try:
-        [first, *_] = log.array("first", log.first_row, log.first_row + 1)
-    except ValueError as error:  # of TensorStore, pages long
-        raise DamagedError(f"The replay log of {path} is damaged: {str(error).partition(' [')[0][:300]}") from error
+    [first, *_] = log.array("first", log.first_row, log.first_row + 1)
     return (log.end - log.first_row) * first.shape[1]
+
+
+def _checkpoint(path: Path) -> Checkpoint | None:
+    """The newest one, which tells what the log is: an older one in place of a damaged one would have less of it."""
+    return next(map(Checkpoint, checkpoints(path)), None)
 
 
 class Recording:
@@ -102,17 +108,17 @@ class Recording:
     def __init__(self, path: Path):
         self.path = path
         self.protocol, self.converted = read_protocol(path)
-        checkpoint = newest(path)
+        checkpoint = _checkpoint(path)
         if checkpoint is None:
             raise ConfigError(f"{path} has no checkpoint, to which a log belongs.")
-        checkpoint.verify()
+        checkpoint.verify(state=False)
         self.log: Log = checkpoint.log
         self.digest = hashlib.sha256(json.dumps(checkpoint.segments).encode()).hexdigest()
         self.rows = TimeStep(*(self._read(name) for name in SMALL), observation=None)
 
     def _read(self, name: str) -> np.ndarray:
         parts = self.log.array(name, self.log.first_row, self.log.end)
-        return np.concatenate([part.read().result() for part in parts]) if parts else np.zeros((0, 1))
+        return np.concatenate([result(part.read()) for part in parts]) if parts else np.zeros((0, 1))
 
     @property
     def game(self) -> str:
@@ -122,7 +128,7 @@ class Recording:
     @property
     def observation(self) -> np.ndarray:
         """The first one."""
-        return self.observations(0, 0, 1)[0].result()[0]
+        return result(self.observations(0, 0, 1)[0])[0]
 
     def check(self, environment, observation, num_actions: int) -> None:
         """Raises ConfigError, naming the difference, unless it can be learned from for an environment."""

@@ -53,8 +53,8 @@ def _small(folder: Path, number: int) -> tuple[dict[str, np.ndarray], int, int]:
     return small, added, length
 
 
-def check(folder: Path, number: int, shape: tuple[int, ...], num_actions: int) -> bool:
-    """Refuses a checkpoint that is not of a game; returns whether an episode ends in it, without which it is of no use.
+def check(folder: Path, number: int, shape: tuple[int, ...], num_actions: int) -> None:
+    """Refuses a checkpoint that is not of a game.
 
     Args:
       folder: of the files.
@@ -79,15 +79,14 @@ def check(folder: Path, number: int, shape: tuple[int, ...], num_actions: int) -
         )
     if not np.isfinite(used["reward"]).all():
         raise DamagedError(f"{_path(folder, '$store$_reward', number)} holds rewards that are not finite")
-    return bool(used["terminal"].any())
 
 
 def read(folder: Path, number: int) -> Iterator[TimeStep]:
     """Yields the rows of one checkpoint as time steps of a single game, in the order in which they were played.
 
-    A game's last observation is not there; it comes out as zeros, which nothing is bootstrapped from. What comes before
-    the first padding is the rest of an episode, and left out: of a ring that has gone round, and of a run's last file,
-    which holds what came after the one before.
+    A game's last observation is not there; it comes out as zeros, which nothing is bootstrapped from. What does not
+    begin with padding is the rest of an episode, and left out up to its end: of a ring that has gone round, and of a
+    run's last file, which holds what came after the one before.
 
     Raises:
       replay.files.DamagedError: if a file is missing, cut short, or not what it should be.
@@ -100,7 +99,7 @@ def read(folder: Path, number: int) -> Iterator[TimeStep]:
     for i, observation in zip(range(min(added, length)), observations, strict=False):
         action, reward, terminal = (small[name][(cursor + i) % length] for name in ("action", "reward", "terminal"))
         empty = not (observation.any() or action or reward or terminal)
-        if last is None and padded < PADDING and empty:
+        if last is None and padded < PADDING and empty and (padded == i or not cut):  # else a black screen
             padded += 1
             continue
         if cut and not padded:

@@ -21,7 +21,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorstore
@@ -112,7 +112,8 @@ class SegmentWriter:
         write_durably(self.path / "zarr.json", json.dumps(group).encode())
         files = sorted(path for path in self.path.rglob("*") if path.is_file())
         hashes = {path.relative_to(self.path).as_posix(): sha256(path) for path in files}
-        text = json.dumps({"rows": self.rows, "files": hashes}, indent=1).encode()
+        about = {"rows": self.rows, "write_empty_chunks": True, "files": hashes}
+        text = json.dumps(about, indent=1).encode()
         write_durably(listing(self.path), text)  # and with it the name of the directory beside
         return hashlib.sha256(text).hexdigest()
 
@@ -129,7 +130,7 @@ def _create(path: Path, shape, chunk, dtype):
     context = {"data_copy_concurrency": {"limit": 1}, "file_io_concurrency": {"limit": 2}}
     store = {"driver": "file", "path": str(path)}
     spec = {"driver": "zarr3", "kvstore": store, "metadata": metadata, "context": context, "create": True}
-    return _wait(tensorstore.open(spec), path)
+    return _wait(tensorstore.open({**spec, "store_data_equal_to_fill_value": True}), path)
 
 
 def _wait(future, path: Path):
@@ -158,9 +159,9 @@ class Log:
     """
 
     def __init__(self, paths):
-        self._segments = [(int(path.name), read_json(listing(path))["rows"], path) for path in paths]
-        self.first_row = self._segments[0][0] if self._segments else 0
-        self.end = sum(self._segments[-1][:2]) if self._segments else 0  # exclusive
+        self._segments = [_Segment.read(path) for path in paths]
+        self.first_row = self._segments[0].first_row if self._segments else 0
+        self.end = self._segments[-1].first_row + self._segments[-1].rows if self._segments else 0  # exclusive
         self._opened: dict[tuple[Path, str], Any] = {}  # of `array`
 
     def pieces(self, start: int, stop: int):
@@ -168,19 +169,24 @@ class Log:
 
         Raises:
           IndexError: if the log lacks some of these rows.
+          replay.files.DamagedError: if a file is gone.
         """
         if not self.first_row <= start <= stop <= self.end:
             raise IndexError(f"The log holds the rows {self.first_row} to {self.end}, not {start} to {stop}.")
-        for first, rows, path in self._segments:
-            low, high = max(start - first, 0), min(stop - first, rows)
-            if low >= high:
-                continue
-            arrays = TimeStep(*(_open(path / name) for name in TimeStep._fields))
+        for segment, low, high in self._overlaps(start, stop):
+            arrays = TimeStep(*(segment.open(name) for name in TimeStep._fields))
             chunk = arrays.observation.chunk_layout.read_chunk.shape[0]
             while low < high:
                 end = min(high, (low // chunk + 1) * chunk)
-                yield first + low, TimeStep(*(array[low:end].read().result() for array in arrays))
+                yield segment.first_row + low, TimeStep(*(result(array[low:end].read()) for array in arrays))
                 low = end
+
+    def _overlaps(self, start: int, stop: int):
+        """Yields (segment, first, end) of its rows between `start` and `stop`, counted from its own first."""
+        for segment in self._segments:
+            low, high = max(start - segment.first_row, 0), min(stop - segment.first_row, segment.rows)
+            if low < high:
+                yield segment, low, high
 
     def array(self, name: str, start: int, stop: int, game=slice(None)) -> list[tensorstore.TensorStore]:
         """Returns one field of `TimeStep` from `start` to before `stop`, as parts to be read one after the other.
@@ -191,26 +197,55 @@ class Log:
           name: e.g. 'observation'.
           start, stop: rows that the log holds.
           game: which of the N.
+
+        Raises:
+          replay.files.DamagedError: if it cannot be opened.
         """
         parts = []
-        for first, rows, path in self._segments:
-            low, high = max(start - first, 0), min(stop - first, rows)
-            if low < high:
-                if (path, name) not in self._opened:
-                    self._opened[path, name] = _open(path / name, _cache())
-                parts.append(self._opened[path, name][low:high, game])
+        for segment, low, high in self._overlaps(start, stop):
+            if (segment.path, name) not in self._opened:
+                self._opened[segment.path, name] = segment.open(name, _cache())
+            parts.append(self._opened[segment.path, name][low:high, game])
         return parts
+
+
+class _Segment(NamedTuple):
+    path: Path
+    first_row: int
+    rows: int
+    every_chunk: bool  # is a file; before there was this word in the list, those of zeros alone were not written
+
+    @classmethod
+    def read(cls, path: Path) -> _Segment:
+        about = read_json(listing(path))
+        try:
+            return cls(path, int(path.name), int(about["rows"]), bool(about.get("write_empty_chunks")))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DamagedError(f"{listing(path)} does not tell how many rows there are") from error
+
+    def open(self, name: str, context: tensorstore.Context | None = None) -> tensorstore.TensorStore:
+        """Opens an array of which no chunk that has gone since is taken for zeros."""
+        store = {"driver": "file", "path": str(self.path / name)}
+        spec = {"driver": "zarr3", "kvstore": store, "fill_missing_data_reads": not self.every_chunk}
+        return result(tensorstore.open(spec, context=context, open=True))
+
+
+def result(future):
+    """What was opened or read.
+
+    Raises:
+      replay.files.DamagedError: if it cannot be.
+    """
+    try:
+        return future.result()
+    except Exception as error:  # TensorStore's errors are of several kinds, and long
+        raise DamagedError(f"A replay log cannot be read: {str(error).partition(' [')[0][:300]}") from error
 
 
 @functools.cache
 def _cache() -> tensorstore.Context:
     """Where all logs keep chunks that have been read in part."""
     return tensorstore.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
-
-
-def _open(path: Path, context: tensorstore.Context | None = None):
-    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}
-    return tensorstore.open(spec, context=context, open=True).result()
 
 
 def verify_segment(path: Path, digest: str) -> None:

@@ -70,6 +70,8 @@ class Replay:
             raise ValueError(
                 f"Replay.sampler is {self.sampler!r}; it takes a sampler, e.g. @samplers.Prioritized() with ()."
             )
+        if self.capacity >= 2**31:  # transitions are drawn by 32 bits
+            raise ValueError(f"Replay.capacity must be below 2^31; got {self.capacity}.")
 
     def num_rows(self, num_envs: int) -> int:
         """T, the rows of the ring."""

@@ -15,33 +15,58 @@ import shutil
 from pathlib import Path
 
 from agents import launch
+from agents.checkpointing import run_directory
 from agents.checkpointing.checkpointer import Checkpointer
 from agents.environments import Atari, game_of, protocol
 from agents.errors import ConfigError
 from agents.recording import MANIFEST, read_protocol
 from replay import dqn_replay
-from replay.files import write_durably
+from replay.files import read_json, write_durably
+from replay.log import DIRECTORY
 
 
 def convert(folder: Path, number: int, environment: Atari, output: Path) -> int:
-    """Writes one checkpoint to a folder that appears once it is complete; returns the number of transitions."""
-    partial = output.with_name(f"{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        transitions = 0
-        with contextlib.closing(Checkpointer(partial, keep_replay=True)) as checkpointer:
-            for step in dqn_replay.read(folder, number):
-                checkpointer.append(step)
-                transitions += not step.first[0]
-            checkpointer.save(transitions, {}, {"converted": True}, 0)
-        about = {"protocol": protocol(environment), "converted_from": f"{folder}, checkpoint {number}"}
-        write_durably(partial / MANIFEST, json.dumps(about, indent=2).encode())
-        partial.rename(output)
-        return transitions
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        with contextlib.suppress(OSError):  # if there is nothing in it
-            output.parent.rmdir()
+    """Writes one checkpoint to a folder that appears once it is complete.
+
+    Returns:
+      The number of transitions; 0, and nothing is written, if no episode is whole.
+    """
+    partial, new = output.with_name(f"{output.name}.partial"), not output.parent.exists()
+    with run_directory.lock(partial):
+        try:
+            for name in ("checkpoints", DIRECTORY):  # of one that was interrupted
+                shutil.rmtree(partial / name, ignore_errors=True)
+            transitions = episodes = 0
+            with contextlib.closing(Checkpointer(partial, keep_replay=True)) as checkpointer:
+                for step in dqn_replay.read(folder, number):
+                    checkpointer.append(step)
+                    transitions += not step.first[0]
+                    episodes += step.terminated[0]
+                checkpointer.save(transitions, {}, {"converted": True}, 0)
+            if not episodes:
+                return 0
+            about = {"protocol": protocol(environment), "converted_from": _origin(folder, number)}
+            write_durably(partial / MANIFEST, json.dumps(about, indent=2).encode())
+            partial.rename(output)
+            return transitions
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            with contextlib.suppress(OSError):  # if there is something in it
+                if new:
+                    output.parent.rmdir()
+
+
+def _origin(folder: Path, number: int) -> str:
+    return f"{folder.resolve()}, checkpoint {number}"
+
+
+def refuse_other(output: Path, game: str, origin: str) -> None:
+    """Raises ConfigError unless what is there is of a game and was converted from the same files."""
+    there = game_of(read_protocol(output)[0])
+    if there != game:
+        raise ConfigError(f"{output} is of {there}. Choose another --output for {game}.")
+    if (before := read_json(output / MANIFEST).get("converted_from")) != origin:
+        raise ConfigError(f"{output} is of {before}, not of {origin}. Choose another --output for these.")
 
 
 def main(argv=None) -> int:
@@ -69,19 +94,19 @@ def main(argv=None) -> int:
     for number in wanted:
         output = args.output / f"ckpt_{number}"
         if output.exists():
-            if (there_is := game_of(read_protocol(output)[0])) != args.game:
-                raise ConfigError(f"{output} is of {there_is}. Choose another --output for {args.game}.")
+            refuse_other(output, args.game, _origin(args.folder, number))
             print(f"{output} is there already.")
             found = True
             continue
         screen = (environment.screen, environment.screen)
-        if not dqn_replay.check(args.folder, number, screen, len(environment.actions())):
-            print(f"No episode ends in checkpoint {number}, which is left out.")
-            continue
-        print(f"{output}: {convert(args.folder, number, environment, output):,} transitions", flush=True)
-        found = True
+        dqn_replay.check(args.folder, number, screen, len(environment.actions()))
+        if transitions := convert(args.folder, number, environment, output):
+            print(f"{output}: {transitions:,} transitions", flush=True)
+            found = True
+        else:
+            print(f"No episode is whole in checkpoint {number}, which is left out.")
     if not found:
-        raise ConfigError(f"No episode ends in these checkpoints of {args.folder}: there is nothing to learn from.")
+        raise ConfigError(f"No episode is whole in these checkpoints of {args.folder}: nothing to learn from.")
     return 0
 
 

@@ -72,6 +72,30 @@ def test_log_gives_back_its_rows(tmp_path, monkeypatch, chunk_bytes):
     assert json.loads((paths[1] / "zarr.json").read_text())["attributes"] == {"first_row": 7}
 
 
+def test_rows_that_are_gone_are_no_zeros(tmp_path):
+    """Also after their hashes have been checked; logs of before every chunk was written have none for zeros."""
+    path = tmp_path / "000000000000"
+    writer = SegmentWriter(path)
+    for number in range(5):
+        writer.append(row(number)._replace(terminated=np.zeros(3, bool)))
+    writer.finish()
+    writer.commit()
+    whole = Log([path])
+    terminated = lambda log: np.concatenate([piece.terminated for _, piece in log.pieces(0, 5)])
+    assert not terminated(whole).any()
+    (path / "terminated/c/0/0").unlink()
+    with pytest.raises(DamagedError, match=r"cannot be read: .*terminated/c/0/0"):
+        list(whole.pieces(0, 5))
+    change(log.listing(path), '"write_empty_chunks": true', '"other": true')
+    assert not terminated(Log([path])).any()
+    shutil.rmtree(path / "terminated")
+    with pytest.raises(DamagedError, match=r"cannot be read: .*terminated"):
+        list(Log([path]).pieces(0, 5))
+    log.listing(path).write_text("{}")
+    with pytest.raises(DamagedError, match="does not tell how many rows"):
+        Log([path])
+
+
 def test_a_slow_disk_holds_the_games_up_instead_of_filling_the_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(log, "CHUNK_BYTES", 60)
     writer = SegmentWriter(tmp_path / f"{0:012d}")
@@ -182,7 +206,9 @@ def test_no_intact_checkpoint_changes_nothing(tmp_path):
     flip(run_dir / "replay/000000000010/r_t/c/0/0")  # both checkpoints need it
     before = sorted(run_dir.rglob("*"))
     checkpointer = Checkpointer(run_dir)
-    with pytest.raises(DamagedError, match="No checkpoint .* is intact"):
+    with pytest.raises(
+        DamagedError, match="No checkpoint .* is intact: [^ ]*000000000010/r_t/c/0/0 is not what was written there. To"
+    ):
         checkpointer.resume(lambda text: None)
     checkpointer.close()
     assert sorted(run_dir.rglob("*")) == before
@@ -191,11 +217,12 @@ def test_no_intact_checkpoint_changes_nothing(tmp_path):
 
 def test_what_an_interrupted_write_left_is_removed(tmp_path):
     run_dir = save_some(tmp_path)
-    for path in ("checkpoints/40.partial", "replay/000000000030/observation"):
-        (run_dir / path).mkdir(parents=True)
+    for path in ("checkpoints/40.partial", "checkpoints/10", "replay/000000000030/observation"):
+        (run_dir / path).mkdir(parents=True)  # of the two that are kept 10 was to be removed when 30 was there
     checkpointer = Checkpointer(run_dir)
     assert checkpointer.resume().agent_steps == 30
     checkpointer.close()
+    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["20", "30"]
     assert not (run_dir / "checkpoints/40.partial").exists() and not (run_dir / "replay/000000000030").exists()
 
 

@@ -409,6 +409,8 @@ WRONG = {
     "warm-up": (["--warmup_steps=3", "--num_envs=1"], r"warmup_steps is 3.*at least 7"),
     "capacity": (["--replay_capacity=1000"], r"smaller than Experiment.warmup_steps"),
     "steps": (["--steps=0"], r"total_steps must be positive; got 0"),
+    "many steps": (["--steps=2147483648"], r"total_steps must be below 2\^31; got 2147483648"),
+    "many transitions": (["--replay_capacity=2147483648"], r"capacity must be below 2\^31; got 2147483648"),
     "frames": (["--frames=0"], r"total_steps must be positive; got 0"),
     "part of a step": (["--frames=800003"], "--frames is a multiple of 4, the frames of an agent step; got 800003"),
     "part of a step, of few": (["--frames=41"], "--frames is a multiple of 4, the frames of an agent step; got 41"),

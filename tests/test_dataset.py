@@ -12,6 +12,7 @@ import pytest
 from test_training import catch
 
 from agents import dataset, recording
+from agents.checkpointing import run_directory
 from agents.checkpointing.checkpoint import newest
 from agents.checkpointing.checkpointer import Checkpointer
 from agents.dqn import DQN
@@ -267,6 +268,11 @@ def test_damaged_and_missing_logs_are_named(run, tmp_path):
     victim.write_bytes(victim.read_bytes()[:-1])
     with pytest.raises(DamagedError, match="is not what was written there"):
         opened(copy)
+    shutil.rmtree(copy)
+    manifest = max(shutil.copytree(run, copy).glob("checkpoints/*"), key=lambda path: int(path.name)) / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"rows"', '"row"'))  # the one before has less of the log
+    with pytest.raises(DamagedError, match="manifest.json is missing or damaged"):
+        opened(copy)
     with pytest.raises(ConfigError, match="nowhere does not exist"):
         opened(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
@@ -322,7 +328,13 @@ def test_dqn_replay_is_read(tmp_path):
     folder = write_dqn_replay(tmp_path / "logs", PLAYED)
     assert dqn_replay.checkpoints(folder) == [0]
     assert rows_of(dqn_replay.read(folder, 0)) == EXPECTED
-    begun = [(7, 1, 0.0, 0), (8, 0, 0.0, 1), *PLAYED]  # a ring that has gone round may begin in the midst of an episode
+    begun = [
+        (7, 1, 0.0, 0),
+        (0, 0, 0.0, 0),
+        (8, 0, 0.0, 0),
+        (8, 0, 0.0, 1),
+        *PLAYED,
+    ]  # with a black screen: a ring that has gone round may begin in the midst of an episode
     write_dqn_replay(folder, begun, 3, added=2 * len(begun))
     assert rows_of(dqn_replay.read(folder, 3)) == EXPECTED
     turned = PLAYED[-4:] + PLAYED[:-4]  # a ring that has gone round begins at its cursor
@@ -338,16 +350,23 @@ def test_dqn_replay_becomes_a_data_set(tmp_path, capsys):
     folder = write_dqn_replay(tmp_path / "logs", PLAYED, **{"$store$_observation": big(PLAYED)})
     write_dqn_replay(folder, PLAYED * 2, 7, **{"$store$_observation": big(PLAYED * 2)})
     write_dqn_replay(folder, PLAYED, 8, added=0, **{"$store$_observation": big(PLAYED)})  # a last file of no rows
-    write_dqn_replay(folder, PLAYED[:4], 9, **{"$store$_observation": big(PLAYED[:4])})
+    write_dqn_replay(folder, PLAYED[4:8], 9, **{"$store$_observation": big(PLAYED[4:8])})  # the end of an episode
+    write_dqn_replay(folder, PLAYED[:4], 10, **{"$store$_observation": big(PLAYED[:4])})  # the beginning of one
     assert convert.main([str(folder), "--game=Pong", f"--output={tmp_path / 'Pong'}"]) == 0
     said = capsys.readouterr().out
-    assert "checkpoint 8, which is left out" in said and "checkpoint 9, which is left out" in said
+    assert all(f"checkpoint {number}, which is left out" in said for number in (8, 9, 10))
     assert sorted(path.name for path in (tmp_path / "Pong").iterdir()) == ["ckpt_0", "ckpt_7"]
     with pytest.raises(ConfigError, match="ckpt_0 is of Pong. Choose another --output for Breakout"):
         convert.main([str(folder), "--game=Breakout", f"--output={tmp_path / 'Pong'}"])
-    with pytest.raises(ConfigError, match="No episode ends in these checkpoints"):
+    with pytest.raises(ConfigError, match="No episode is whole in these checkpoints"):
         convert.main([str(folder), "--game=Pong", f"--output={tmp_path / 'none'}", "--checkpoints", "8", "9"])
     assert not (tmp_path / "none").exists()
+    again = [f"--output={tmp_path / 'Pong'}", "--game=Pong", "--checkpoints", "0"]
+    assert convert.main([str(folder), *again]) == 0
+    assert "ckpt_0 is there already" in capsys.readouterr().out
+    other = shutil.copytree(folder, tmp_path / "another_run")
+    with pytest.raises(ConfigError, match="logs, checkpoint 0, not of .*another_run, checkpoint 0. Choose another"):
+        convert.main([str(other), *again])
     paths = [str(tmp_path / "Pong")]
     data = dataset.Dataset(paths).open(PONG, np.zeros((1, 4, 84, 84), np.uint8), 6, DQN())
     assert (data.number, data.rows) == (6, 3 * len(EXPECTED))
@@ -356,6 +375,21 @@ def test_dqn_replay_becomes_a_data_set(tmp_path, capsys):
         PONG, np.zeros((1, 4, 84, 84), np.uint8), 6, DQN()
     )
     assert first.number == 3
+
+
+def test_two_conversions_to_one_folder_do_not_mix(tmp_path):
+    """The second is refused; what was interrupted is begun anew."""
+    folder = write_dqn_replay(tmp_path / "logs", PLAYED)
+    screen = {"$store$_observation": np.ones((len(PLAYED), 84, 84), np.uint8)}
+    write_dqn_replay(folder, PLAYED, **screen)
+    flags = [str(folder), "--game=Pong", f"--output={tmp_path / 'Pong'}"]
+    partial = tmp_path / "Pong/ckpt_0.partial"
+    with run_directory.lock(partial), pytest.raises(ConfigError, match=r"Another process writes to .*ckpt_0\.partial"):
+        convert.main(flags)
+    (partial / "replay/000000000000").mkdir(parents=True)
+    assert convert.main(flags) == 0
+    assert [path.name for path in (tmp_path / "Pong").iterdir()] == ["ckpt_0"]
+    assert recording.Recording(tmp_path / "Pong/ckpt_0").rows.first.shape == (len(EXPECTED), 1)
 
 
 @pytest.mark.parametrize(

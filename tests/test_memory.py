@@ -75,3 +75,7 @@ def test_replays_and_networks_share_the_memory(monkeypatch):
     memory.check(250_000_000, 100_000, 3, 50_000_000)
     with pytest.raises(MemoryError, match=r"0\.75 GB, the network 0\.18 GB; .* 96000 or less, or --seeds 2\."):
         memory.check(250_000_000, 100_000, 3, 60_000_000)
+    with pytest.raises(MemoryError, match=r"Pass --replay_capacity 400 or less\."):
+        memory.check(10**9, 1_000, network_bytes=500_000_000)
+    with pytest.raises(MemoryError, match=r"free\. Take a smaller network\."):
+        memory.check(10**9, 1_000, network_bytes=900_000_000)

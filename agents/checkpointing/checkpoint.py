@@ -65,9 +65,10 @@ class Checkpoint:
             raise DamagedError(f"{path / MANIFEST} names strange segments: {strange}")
         self.agent_steps = int(path.name)
 
-    def verify(self, replay: bool = True) -> None:
+    def verify(self, state: bool = True, replay: bool = True) -> None:
         """Raises DamagedError, naming the file, unless all files are as they were written."""
-        verify(self.path / STATE, self.state_sha256)
+        if state:
+            verify(self.path / STATE, self.state_sha256)
         for name, digest in self.segments.items() if replay else ():
             log.verify_segment(self._replay / name, digest)
 
@@ -178,18 +179,18 @@ def newest_intact(run_dir, report=print) -> tuple[Checkpoint | None, list[Path]]
     Raises:
       replay.files.DamagedError: if there are checkpoints but none is intact.
     """
-    damaged = []
+    damaged: dict[Path, DamagedError] = {}
     for path in checkpoints(run_dir):
         try:
             checkpoint = Checkpoint(path)
             checkpoint.verify()
-            return checkpoint, damaged
+            return checkpoint, [*damaged]
         except DamagedError as error:
-            damaged.append(path)
+            damaged[path] = error
             report(f"WARNING: the checkpoint {path} is damaged: {error}.")
-    if damaged:
+    if damaged:  # often by the same file, of a segment that several need
         raise DamagedError(
-            f"No checkpoint of {run_dir} is intact. To start this run again from nothing, remove its directory; "
-            "nothing in it has been changed."
+            f"No checkpoint of {run_dir} is intact: {', '.join(dict.fromkeys(map(str, damaged.values())))}. To start "
+            "this run again from nothing, remove its directory; nothing in it has been changed."
         )
     return None, []

@@ -62,7 +62,7 @@ class Checkpointer:
         self._begin_segment(checkpoint.rows if checkpoint else 0)
         for path in self._directory.glob("*.partial"):
             shutil.rmtree(path)
-        self._prune(self._needed(checkpoints(self._run_dir)))
+        self._prune(self._keep_last())
         return checkpoint
 
     def _begin_segment(self, row: int) -> None:
@@ -124,16 +124,15 @@ class Checkpointer:
         partial.rename(directory)
         sync_directory(self._directory)
 
-        kept = checkpoints(self._run_dir)
-        for path in kept[KEPT:]:
-            shutil.rmtree(path)
-        self._prune({*self._needed(kept[:KEPT]), self._segment.path.name})  # the last is being written
+        self._prune({*self._keep_last(), self._segment.path.name})  # this one is being written
 
-    def _needed(self, paths) -> set[str]:
-        """Names of the segments of some checkpoints; of one that is damaged they are of no use."""
-        names = set()
-        for path in paths:
-            with contextlib.suppress(DamagedError):
+    def _keep_last(self) -> set[str]:
+        """Removes all checkpoints but the last; returns the names of the segments that these need."""
+        there, names = checkpoints(self._run_dir), set()
+        for path in there[KEPT:]:
+            shutil.rmtree(path)
+        for path in there[:KEPT]:
+            with contextlib.suppress(DamagedError):  # of one that is damaged they are of no use
                 names |= Checkpoint(path).segments.keys()
         return names
 

@@ -185,7 +185,7 @@ def lock(run_dir: Path):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            raise ConfigError(f"Another process is training in {run_dir}: {file.read()}.") from error
+            raise ConfigError(f"Another process writes to {run_dir}: {file.read()}.") from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()

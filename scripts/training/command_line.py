@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from agents import launch
@@ -121,7 +122,7 @@ def bindings(args) -> list[str]:
         "Experiment.seed": args.seed,
         "Experiment.total_steps": args.steps,  # the others' unit depends on the configuration
         "Dataset.paths": args.dataset,
-        "Experiment.torso_from": args.freeze_torso,
+        "Experiment.torso_from": args.freeze_torso and os.path.normpath(args.freeze_torso),
         "Experiment.num_envs": args.num_envs,
         "Experiment.warmup_steps": args.warmup_steps,
         "Replay.capacity": args.replay_capacity,
