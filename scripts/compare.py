@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 import tempfile
 import time
@@ -20,7 +21,7 @@ from pathlib import Path
 from agents import launch
 from agents.environments import task_name
 from agents.errors import ConfigError
-from comparison import alignment, analysis, events, figures, report, runs
+from comparison import alignment, analysis, events, figures, report, run, runs
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -77,12 +78,14 @@ def read(args, problems: list[str]) -> list[runs.Run]:
         raise alignment.NothingYet(error) from error
     if not found:
         why = f" {problems[0]}" if problems else ""
-        raise alignment.NothingYet(f"There are no runs in {', '.join(args.logdirs)}.{why}")
+        raise alignment.NothingYet(
+            f"There are no runs in {', '.join(args.logdirs)}.{why or ' Tables in CSV are read by their own paths.'}"
+        )
     if args.games:
         wanted = [task_name(game) for game in launch.listed(args.games)]
         if unknown := sorted(set(wanted) - {run.game for run in found}):
             raise alignment.NothingYet(
-                f"--games: no run of {', '.join(unknown)}; there are {sorted({run.game for run in found})}."
+                f"--games: no run of {', '.join(unknown)}; there are {', '.join(sorted({run.game for run in found}))}."
             )
         found = [run for run in found if run.game in wanted]
     return found
@@ -100,13 +103,15 @@ def compare(args, output: Path) -> None:
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".compare-") as directory:
         write(result, Path(directory))
         replace(output, Path(directory))
-    print(f"{report.count(len(comparison.games), 'game')}: {', '.join(comparison.games)}")
+    print(f"{run.count(len(comparison.games), 'game')}: {', '.join(comparison.games)}")
     for note in comparison.notes:
         print(f"Note: {note}")
-    for row in report.summary(result):
+    header, *rows = report.summary(result)
+    for row in (header, ["---"] * len(header), *rows):
         print("| " + " | ".join(row) + " |")
     logdir = args.logdirs[0] if output.parent == Path(args.logdirs[0]).resolve() else output
-    print(f"Report: {output / 'report.html'}\nCurves: tensorboard --logdir {logdir}  (page: custom scalars)")
+    page = shlex.join(["tensorboard", "--logdir", str(logdir)])
+    print(f"Report: {output / 'report.html'}\nCurves: {page}  (page: custom scalars)")
 
 
 def write(result: analysis.Analysis, directory: Path) -> None:

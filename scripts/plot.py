@@ -33,45 +33,61 @@ def main(argv=None) -> int:
     if args.output.suffix not in (".png", ".svg") or args.output.is_dir():
         parser.error(f"--output is a file that ends in .png or .svg; got {args.output}")
 
-    figure = Figure(figsize=(8, 4.2), layout="constrained")
-    axes = figure.subplots()
-    axes.set_prop_cycle(cycler(linestyle=figures.STYLES) * cycler(color=figures.COLOURS))
-    games = set()
-    for run_dir in args.run_dirs:
-        trained, evaluated = read(run_dir, "train"), read(run_dir, "eval")
-        games.add(trained.game)
-        if not len(trained.returns):
-            raise ConfigError(f"{run_dir} has no finished episode yet.")
-        ends = range(1, len(trained.returns) + 1)
-        mean = [trained.returns[max(0, end - args.episodes) : end].mean() for end in ends]
-        (line,) = axes.plot(trained.frames / 1e6, mean, label="/".join(run_dir.resolve().parts[-2:]))
-        axes.plot(evaluated.frames / 1e6, evaluated.returns, "o", color=line.get_color(), clip_on=False)
+    problems: list[str] = []
+    pairs = {run_dir: [read(run_dir, metric, problems) for metric in ("train", "eval")] for run_dir in args.run_dirs}
+    games = {trained.game for trained, _ in pairs.values()}
     if len(games) > 1:
         raise ConfigError(f"The runs are of different games: {', '.join(sorted(games))}.")
     game = games.pop()
+    longest = max(trained.reached_frames for trained, _ in pairs.values())
+    per, unit = (1e6, "million") if longest >= 2e6 else (1e3, "thousand")
+
+    figure = Figure(figsize=(8, 4.2 + 0.1 * len(pairs)), layout="constrained")
+    axes = figure.subplots()
+    axes.set_prop_cycle(cycler(linestyle=figures.STYLES) * cycler(color=figures.COLOURS))
+    for label, (trained, evaluated) in zip(labels(list(pairs)), pairs.values(), strict=True):
+        ends = range(1, len(trained.returns) + 1)
+        mean = [trained.returns[max(0, end - args.episodes) : end].mean() for end in ends]
+        (line,) = axes.plot(trained.frames / per, mean, label=label)
+        if len(evaluated.returns):
+            axes.plot(evaluated.frames / per, evaluated.returns, "o", color=line.get_color(), clip_on=False)
+    if any(len(evaluated.returns) for _, evaluated in pairs.values()):
+        axes.plot([], [], "o", color=figures.INK, label="evaluation")
     if game in scores():
         axes.axhline(scores()[game][0], color="0.5", linestyle=":", label="random play")
-    axes.set(title=game, xlabel="million frames", ylabel=f"return, mean of the last {args.episodes} episodes")
+    axes.set(title=game, xlabel=f"{unit} frames", ylabel=f"return, mean of the last {args.episodes} episodes")
     axes.grid(visible=False)
     axes.margins(x=0)
-    axes.legend()
+    figure.legend(loc="outside upper center", ncols=2, fontsize=9)
     figure.savefig(args.output, dpi=120)
+    for problem in dict.fromkeys(problems):
+        print(f"Note: {problem}")
     print(f"Wrote {args.output}")
     return 0
 
 
-def read(run_dir: Path, metric: str) -> runs.Run:
-    """The returns of one run directory.
+def labels(run_dirs: list[Path]) -> list[str]:
+    """The last parts of paths, as many as tell them apart; cut where they are long."""
+    parts = [run_dir.resolve().parts for run_dir in run_dirs]
+    number = 2
+    while len({of[-number:] for of in parts}) < len({*parts}):
+        number += 1
+    return list(figures.labels(["/".join(of[-number:]) for of in parts], 90, 90).values())
+
+
+def read(run_dir: Path, metric: str, problems: list[str]) -> runs.Run:
+    """The returns of one run directory, which may be none of evaluations; damage goes to `problems`.
 
     Raises:
-      ConfigError: if it is none, or an offline run's.
+      ConfigError: if it is none, an offline run's, or has no finished episode.
     """
-    problems: list[str] = []
     found = runs.read(run_dir, metric, problems)
-    if problems or len(found) != 1:
+    if len(found) != 1:
         raise ConfigError((problems or [f"{run_dir} is no run directory."])[0])
     if found[0].unit != "frames":
         raise ConfigError(f"{run_dir} is an offline run, which plays no episodes in training: use scripts/compare.py.")
+    if metric == "train" and not len(found[0].returns):
+        raise ConfigError(f"{run_dir} has no finished episode yet.")
     return found[0]
 
 

@@ -588,6 +588,7 @@ def test_bad_input(tmp_path):
         "--window=900000": "less than a window of 900,000. Lower",
         "--frames=900000000": "No run reaches",
         "--updates=400000": "These runs count frames: pass --frames in place of the other's 400,000",
+        "--normalise=behaviour": "from which these runs have not learned",
         "--group_by=depth": "no run has a setting 'depth'",
         f"--scores={tmp_path / 'Pong/dqn-mse-quick/seed0/manifest.json'}": "no CSV table",
         f"--output={tmp_path / 'Pong'}": "holds no comparison",
@@ -620,7 +621,7 @@ def test_damaged_runs_are_named_and_the_rest_comes(tmp_path, capsys, undrawn):
     printed = capsys.readouterr().out
     for name in (*damaged, "Breakout/dqn-mse-quick/seed0/metrics.jsonl", "notes.json"):
         assert str(tmp_path / name.removesuffix("/manifest.json").removesuffix("/metrics.jsonl")) in printed
-    assert "seed2: 1 damaged lines of metrics.jsonl are left out" in printed
+    assert "seed2: left out of metrics.jsonl: 1 damaged line." in printed
     assert "| dqn-mse-quick | 2 | 3 |" in printed and "| dqn-hl_gauss-quick | 2 | 5 |" in printed
     assert "seed0 cannot be read" in (tmp_path / "_compare/report.html").read_text()
 
@@ -676,11 +677,15 @@ def test_labels_are_whole_words_that_tell_groups_apart():
     assert labels(*(f"{common} {rate}" for rate in rates)) == list(rates)
     bins = "num_bins=101 sigma_ratio=0.25", "num_bins=151 sigma_ratio=0.75"
     assert labels(*(f"{common} {name}" for name in bins)) == list(bins)
-    start = common[:17]
-    assert labels(common, f"{common} double=True") == [f"{start}…{'x' * 16}", f"{start}…xxxx double=True"]
+    start = "x" * 24
+    assert labels(common, f"{common} double=True") == [f"{start}…{'x' * 23}", f"{start}…{'x' * 11} double=True"]
     assert labels(f"{common} a", f"{common} a b") == ["a", "a b"]
     alike = [f"{'x' * 90}{i}{'y' * 90}" for i in range(2)]
-    assert labels(*alike) == alike
+    assert labels(*alike) == [f"{'x' * 24}…{'y' * 23}", f"{'x' * 24}…{'y' * 17}… (2)"]
+    smoothing = [f"dqn-hl_gauss-minatar sigma_ratio={sigma} num_bins=101" for sigma in (0.25, 0.75)]
+    assert labels(*smoothing, "dqn-two_hot-minatar num_bins=101") == [
+        *("hl_gauss sigma_ratio=0.25", "hl_gauss sigma_ratio=0.75", "two_hot")
+    ]
     assert labels("short a", "short b") == ["short a", "short b"]
 
 
@@ -900,13 +905,94 @@ def test_its_table_of_runs_gives_the_same_comparison_again(tmp_path, undrawn):
         for row, again in zip(first, second, strict=True):
             for one, other in zip(row, again, strict=True):
                 assert one == other or float(one) == pytest.approx(float(other), abs=1e-3)
-    offline = (
-        "group,game,seed,updates,return,behaviour_return\ncql,Pong,0,100,-20.0,-10.0\ncql,Pong,0,200,-15.0,-10.0\n"
-    )
+    offline = "group,game,seed,updates,return,count,behaviour_return\n"
+    offline += "cql,Pong,0,100,-20,2,-10.0\ncql,Pong,0,200,-15,1,-10.0\n"
     (tmp_path / "offline.csv").write_text(offline)
     assert compare.main([str(tmp_path / "offline.csv"), f"--output={tmp_path / 'third'}"]) == 0
     assert (tmp_path / "third/runs.csv").read_text().replace("\r", "") == offline
     assert "behaviour-normalised" in (tmp_path / "third/report.html").read_text()
+
+
+def write_table(path, *rows, header="group,game,seed,frames,return"):
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return path
+
+
+def test_wider_windows_of_a_table_are_those_of_its_runs(tmp_path, undrawn):
+    """Of episodes, however many of them ended in each of the narrow ones; returns may be small."""
+    run_dir, rng = make_run(tmp_path / "runs"), np.random.default_rng(0)
+    frames, returns = np.sort(rng.integers(1, 800_000, 300)), rng.normal(0, 1e-4, 300)
+    rows = [{"frames": int(at), "episode/return": value} for at, value in zip(frames, returns, strict=True)]
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output = [f"--output={tmp_path / 'narrow'}", "--window=20000", "--frames=700000"]
+    assert compare.main([str(tmp_path / "runs"), *output]) == 0
+    [table] = runs.read(tmp_path / "narrow/runs.csv", None, [])
+    [run] = read(tmp_path / "runs")[0]
+    np.testing.assert_allclose(table.windows(100_000, 7), run.windows(100_000, 7), atol=1e-9)
+    np.testing.assert_array_equal(table.counts(100_000, 7), run.counts(100_000, 7))
+
+
+def test_tables_as_other_programs_write_them(tmp_path):
+    """An empty cell is a return that is not there, and whole numbers may have a point."""
+    path = write_table(tmp_path / "runs.csv", "a,Pong,0.0,100.0,1", "a,Pong,0.0,200.0,", "a,Pong,0.0,300.0,3.5")
+    [run] = runs.read(path, None, problems := [])
+    assert not problems and run.seed == 0 and run.reached_frames == 300
+    np.testing.assert_array_equal([run.frames, run.returns], [[100, 300], [1, 3.5]])
+    for row, where in (("a,Pong,0,1.5,1", "line 3, column frames"), ("a,Pong,,300,1", "line 3, column seed")):
+        assert not runs.read(write_table(path, "a,Pong,0,100,1", row), None, problems := [])
+        assert where in problems[0] and "1.5" not in problems[0]
+    assert not runs.read(write_table(path, "a,Pong,1,2", header="group,game,frames,return"), None, problems := [])
+    assert "line 2, column seed" in problems[0]
+
+
+def test_groups_of_a_table_are_never_pooled(tmp_path):
+    path = write_table(tmp_path / "runs.csv", "+dueling,Pong,0,100,1", "-dueling,Pong,0,100,2", "=dueling,Pong,0,100,3")
+    result = alignment.compare(runs.read(path, None, []))
+    assert {group.name: group.scores.item() for group in result.groups} == {
+        "dueling": 1.0,
+        "dueling'": 2.0,
+        "dueling''": 3.0,
+    }
+
+
+def test_games_that_are_not_compared_do_not_shorten_a_comparison(tmp_path):
+    """Nor do runs on them that are still going on."""
+    rows = [f"{group},Pong,0,{at},1" for group in "ab" for at in (100, 200, 300)]
+    path = write_table(tmp_path / "runs.csv", *rows, "a,Breakout,0,100,1")
+    assert alignment.compare(runs.read(path, None, [])).frames[-1] == 300
+    make_run(tmp_path / "runs", "Pong", head="mse")
+    make_run(tmp_path / "runs", "Breakout", head="mse", end=600_000)
+    make_run(tmp_path / "runs", "Breakout")
+    result, notes = notes_of(tmp_path / "runs")
+    assert result.games == ["Breakout"] and result.frames[-1] == 600_000
+    assert "left out of dqn-mse-quick: Pong." in notes
+
+
+def test_groups_are_in_the_order_of_their_settings(tmp_path):
+    """By numbers, not letters; those of tables as they are there."""
+    for bins in (201, 41, 101):
+        for head in ("mse", "hl_gauss"):
+            make_run(tmp_path / str(bins), head=head, settings={"HLGauss.num_bins": str(bins)})
+    path = write_table(tmp_path / "runs.csv", "b,Pong,0,800000,1", "a,Pong,0,800000,1")
+    groups = alignment.compare([*runs.read(path, None, []), *read(tmp_path)[0]], window=800_000).groups
+    ours = [f"dqn-{head}-quick num_bins={bins}" for head in ("hl_gauss", "mse") for bins in (41, 101, 201)]
+    assert [group.name for group in groups] == [*ours, "b", "a"]
+
+
+def test_profiles_reach_the_best_group(tmp_path):
+    rows = [
+        f"{name},Pong,{seed},100,{level + seed}" for name, level in (("low", -20), ("high", 5)) for seed in range(9)
+    ]
+    result = analysis.analyse(
+        alignment.compare(runs.read(write_table(tmp_path / "runs.csv", *rows), None, [])), None, 50
+    )
+    assert result.profiles["high"][0, -1] == pytest.approx(1 / 9) and result.profiles["high"][0, 0] == 1.0
+
+
+def test_scores_of_all_groups_are_kept(tmp_path, undrawn):
+    path = write_table(tmp_path / "runs.csv", *(f"{name},Pong,0,100,1" for name in ("a/b", "a_b", "games", "games'")))
+    assert compare.main([str(path), f"--output={tmp_path / 'out'}"]) == 0
+    assert sorted(np.load(tmp_path / "out/scores.npz")) == ["a_b", "a_b'", "games", "games'", "games''"]
 
 
 def test_merged_groups_come_back_whole(tmp_path, undrawn):

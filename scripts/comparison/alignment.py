@@ -9,7 +9,7 @@ import numpy as np
 
 from agents.errors import ConfigError
 from comparison.groups import differing, make_groups
-from comparison.run import Run
+from comparison.run import Run, count
 
 WINDOW_FRAMES, TABLE_WINDOWS = 1_000_000, 5
 
@@ -98,9 +98,14 @@ def compare(
     [unit] = units
     if len({run.metric for members in groups.values() for run in members}) > 1:
         raise ConfigError("Some have returns of training episodes, others of evaluations: choose with --metric.")
+    if not any(len(run.frames) for members in groups.values() for run in members):
+        raise NothingYet(f"No run of these groups has a return yet: {', '.join(groups)}.")
     if other := {"frames": updates, "updates": frames}[unit]:
         raise ConfigError(f"These runs count {unit}: pass --{unit} in place of the other's {other:,}.")
-    frames = frames or updates or common_frames(groups, notes)
+    if not (frames := frames or updates):
+        _leave_out_begun(groups, notes)
+    groups = _on_common_games(groups, notes)
+    frames = frames or common_frames(groups, notes)
     window = _fitting_window(groups, window, frames, unit)
     number = int(frames // window)
     if number < 1:
@@ -110,22 +115,46 @@ def compare(
     return _align(_that_reach(number * window, groups, unit, notes), window, number, notes)
 
 
-def common_frames(groups: dict[str, list[Run]], notes: list[str]) -> int:
-    """Up to which frames is compared: as far as all groups go, each by its longest run.
+def _reach(members: list[Run]) -> int:
+    """How far a group goes: as its longest run, or, from a table, its shortest.
 
-    Groups from tables go as far as their shortest run: of published ones some have an iteration less than others.
-    Groups that have only just begun are taken out of `groups`, with a note.
+    Of published ones some have an iteration less than others.
     """
-    furthest = lambda members: (max if members[0].settings else min)(run.reached_frames for run in members)
-    reach = {name: furthest(members) for name, members in groups.items()}
-    longest = max(reach.values())
+    return (max if members[0].settings else min)(run.reached_frames for run in members)
+
+
+def _leave_out_begun(groups: dict[str, list[Run]], notes: list[str]) -> None:
+    """Takes groups that have only just begun out of `groups`."""
+    longest = max(map(_reach, groups.values()))
     for name, members in list(groups.items()):
         going = all(run.reached_frames < run.planned_frames for run in members)
-        if going and reach[name] < longest / 2:
+        if going and _reach(members) < longest / 2:
             notes.append(
-                f"{name} has only begun ({reach[name]:,} {members[0].unit}) and is left out; --frames tells otherwise."
+                f"{name} has only begun ({_reach(members):,} {members[0].unit}) and is left out; --frames tells "
+                "otherwise."
             )
-            del groups[name], reach[name]
+            del groups[name]
+
+
+def _on_common_games(groups: dict[str, list[Run]], notes: list[str]) -> dict[str, list[Run]]:
+    """Cuts to the games that all groups have."""
+    games = set.intersection(*({run.game for run in members} for members in groups.values()))
+    if not games:
+        of_each = Counter(game for members in groups.values() for game in {run.game for run in members})
+        numbers = ", ".join(f"{game} ({groups_with_it})" for game, groups_with_it in of_each.most_common())
+        raise NothingYet(
+            f"The groups have no game in common. Choose with --groups or --games. There are the groups "
+            f"{', '.join(groups)}, and the games, with the number of groups that have them, {numbers}."
+        )
+    for name, members in groups.items():
+        if others := sorted({run.game for run in members} - games):
+            notes.append(f"Only some groups have these games, which are left out of {name}: {', '.join(others)}.")
+    return {name: [run for run in members if run.game in games] for name, members in groups.items()}
+
+
+def common_frames(groups: dict[str, list[Run]], notes: list[str]) -> int:
+    """Up to which frames is compared: as far as all groups go."""
+    reach = {name: _reach(members) for name, members in groups.items()}
     shortest = min(reach, key=reach.get)
     if reach[shortest] < 0.99 * max(run.reached_frames for members in groups.values() for run in members):
         first = groups[shortest][0]
@@ -153,33 +182,29 @@ def _wide_enough(groups: dict[str, list[Run]], frames: int) -> int:
 
 
 def _lacking(groups: dict[str, list[Run]], window: int, number: int) -> float:
-    """The fraction of windows in which some group has no return on one of the games that all have."""
-    games = set.intersection(*({run.game for run in members} for members in groups.values()))
+    """The fraction of windows in which some group has no return on a game."""
     there: dict[tuple, np.ndarray] = {}
     for name, members in groups.items():
         for run in members:
-            if run.game in games:
-                has = ~np.isnan(run.windows(window, number))
-                there[name, run.game] = there.get((name, run.game), False) | has
-    return 1 - np.all(list(there.values()), axis=0).mean() if there else 0.0
+            there[name, run.game] = there.get((name, run.game), False) | (run.counts(window, number) > 0)
+    return 1 - np.all(list(there.values()), axis=0).mean()
 
 
 def _interval(groups: dict[str, list[Run]]) -> int:
     """The width of windows at whose ends all returns lie."""
-    points = [run.frames.astype(np.int64) for members in groups.values() for run in members if len(run.frames)]
-    if not points:
-        raise NothingYet("No run of these groups has a return yet.")
+    points = [run.frames.astype(np.int64) for members in groups.values() for run in members]
     return int(np.gcd.reduce(np.concatenate(points)))
 
 
 def _fitting_window(groups: dict[str, list[Run]], window: int | None, frames: int, unit: str) -> int:
-    """The window asked for, or a choice; tables have returns at the ends of windows of their own."""
-    from_tables = {name: members for name, members in groups.items() if not members[0].settings}
-    if not from_tables:
-        return window or (_wide_enough(groups, frames) if unit == "frames" else _interval(groups))
-    interval = _interval(from_tables)
+    """The window asked for, or a choice; tables and offline runs have returns at the ends of windows of their own."""
+    regular = {name: members for name, members in groups.items() if unit == "updates" or not members[0].settings}
+    regular = {name: members for name, members in regular.items() if any(len(run.frames) for run in members)}
+    if not regular:
+        return window or _wide_enough(groups, frames)
+    interval = _interval(regular)
     if window and window % interval:
-        raise ConfigError(f"{next(iter(from_tables))} has a return per {interval:,} {unit}: --window is a multiple.")
+        raise ConfigError(f"{next(iter(regular))} has a return per {interval:,} {unit}: --window is a multiple.")
     return window or interval
 
 
@@ -196,18 +221,8 @@ def _that_reach(frames: int, groups: dict[str, list[Run]], unit: str, notes: lis
 
 def _align(groups: dict[str, list[Run]], window: int, number: int, notes: list[str]) -> Comparison:
     """Cuts to the games of all groups, and to the windows in which each group has a return on each game."""
-    games = sorted(set.intersection(*({run.game for run in members} for members in groups.values())))
-    if not games:
-        of_each = Counter(game for members in groups.values() for game in {run.game for run in members})
-        number = ", ".join(f"{game} ({groups_with_it})" for game, groups_with_it in of_each.most_common())
-        raise NothingYet(
-            f"The groups have no game in common. Choose with --groups or --games. There are the groups "
-            f"{', '.join(groups)}, and the games, with the number of groups that have them, {number}."
-        )
-    for name, members in groups.items():
-        if others := sorted({run.game for run in members} - set(games)):
-            notes.append(f"Only some groups have these games, which are left out of {name}: {', '.join(others)}.")
-    groups = {name: [run for run in members if run.game in games] for name, members in groups.items()}
+    groups = _on_common_games(groups, notes)  # again, since runs that are too short have been left out
+    games = sorted({run.game for members in groups.values() for run in members})
     every = [run for members in groups.values() for run in members]
     scores = {name: np.array([run.windows(window, number) for run in members]) for name, members in groups.items()}
     kept = _windows_with_returns(groups, scores, window, notes)
@@ -266,10 +281,9 @@ def _gaps(name: str, members: list[Run], games: list[str], scores: np.ndarray) -
         notes.append(f"{name} lacks {'; '.join(missing)}. Games with more runs weigh more in IQM and optimality gap.")
     if number := int(np.isnan(scores).sum()):
         without = [run.source for run, row in zip(members, scores, strict=True) if np.isnan(row).any()]
-        more = f" and {len(without) - 3} more" if len(without) > 3 else ""
-        notes.append(
-            f"{name} has no return in {number} windows of {', '.join(without[:3])}{more}: its other runs count there."
-        )
-    if max(Counter(run.game for run in members).values()) == 1:
+        where = ", ".join(without[:3]) + (f" and {len(without) - 3} more" if len(without) > 3 else "")
+        notes.append(f"{name} has no return in {count(number, 'window')} of {where}: its other runs count there.")
+    with_returns = [run.game for run, row in zip(members, scores, strict=True) if not np.isnan(row).all()]
+    if max(Counter(with_returns).values()) == 1:
         notes.append(f"{name} has one run per game: its intervals say nothing about seeds.")
     return notes

@@ -61,7 +61,7 @@ def read_scores(path) -> tuple[str, dict[str, tuple[float, float]]]:
       ConfigError: if it is not one.
     """
     try:
-        with Path(path).open() as file:
+        with Path(path).open(encoding="utf-8-sig") as file:
             rows = csv.DictReader(line for line in file if not line.startswith("#"))
             columns = rows.fieldnames or []
             if len(columns) != 3 or not {"game", "random"} < {*columns}:
@@ -103,6 +103,10 @@ def behaviour_scores(comparison: Comparison, scores) -> tuple[dict[str, tuple[fl
 
 def _references(comparison: Comparison, scores, normalise: str | None) -> tuple[str, dict, str]:
     """What a score is, game -> (return that counts as 0, as 1), and a note on games that have none."""
+    if normalise == "behaviour" and comparison.unit != "updates":
+        raise ConfigError(
+            "--normalise behaviour is by the returns of data sets, from which these runs have not learned."
+        )
     reference, scores = ("human", evaluation.scores()) if scores is None else scores
     why: dict[str, str] = {}
     if (normalise or ("behaviour" if comparison.unit == "updates" else "human")) == "behaviour":
@@ -141,9 +145,7 @@ def analyse(comparison: Comparison, scores=None, resamples: int = 2_000, normali
         names = group.games[chosen]
         random, one = np.array([scores[name] for name in names]).T
         normalised = (group.scores[chosen] - random[:, None]) / (one - random)[:, None]
-        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # of runs without a return
-            final = np.nanmean(normalised[:, -TABLE_WINDOWS:], axis=1)
-        last[group.name] = final[~np.isnan(final)], names[~np.isnan(final)]
+        last[group.name] = _last(normalised, names)
         curves[group.name] = statistics.aggregate(normalised, names, resamples)
     table = {
         name: {key: value[:, 0] for key, value in statistics.aggregate(one[:, None], names, resamples).items()}
@@ -152,30 +154,32 @@ def analyse(comparison: Comparison, scores=None, resamples: int = 2_000, normali
     if unit == "return":
         for aggregates in (*curves.values(), *table.values()):
             del aggregates["optimality_gap"]
-    pooled = np.concatenate([one for one, _ in last.values()]) if last else np.zeros(1)
-    thresholds = np.linspace(min(0.0, np.quantile(pooled, 0.02)), max(np.quantile(pooled, 0.9), 1e-3), THRESHOLDS)
+    # From nearly the lowest score to where nine tenths of the best group's runs are.
+    quantile = lambda q: [np.quantile(of, q) for of, _ in last.values()] or [0.0]
+    thresholds = np.linspace(min(0.0, *quantile(0.02)), max(1e-3, *quantile(0.9)), THRESHOLDS)
+    finals = {group.name: _last(group.scores, group.games) for group in comparison.groups}
     return Analysis(
-        comparison,
-        unit,
-        games,
-        last,
-        curves,
-        table,
-        thresholds,
-        {name: statistics.profile(*of, thresholds, resamples) for name, of in last.items()},
-        {
-            (x.name, y.name): statistics.probability_of_improvement(*_finals(x), *_finals(y), resamples)
-            for x, y in combinations(comparison.groups, 2)
+        comparison=comparison,
+        unit=unit,
+        games=games,
+        last=last,
+        curves=curves,
+        table=table,
+        thresholds=thresholds,
+        profiles={name: statistics.profile(*of, thresholds, resamples) for name, of in last.items()},
+        improvement={
+            (x, y): statistics.probability_of_improvement(*finals[x], *finals[y], resamples)
+            for x, y in combinations(finals, 2)
         },
-        {group.name: _per_game(group, comparison.games, resamples) for group in comparison.groups},
+        per_game={group.name: _per_game(group, comparison.games, resamples) for group in comparison.groups},
     )
 
 
-def _finals(group) -> tuple[np.ndarray, np.ndarray]:
-    """Mean return of each run in the last windows [R], and its game [R]; runs without one are left out."""
+def _last(scores: np.ndarray, games: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of each run in the last windows [R], and its game [R]; runs without a return there are left out."""
     with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
-        final = np.nanmean(group.scores[:, -TABLE_WINDOWS:], axis=1)
-    return final[~np.isnan(final)], group.games[~np.isnan(final)]
+        final = np.nanmean(scores[:, -TABLE_WINDOWS:], axis=1)
+    return final[~np.isnan(final)], games[~np.isnan(final)]
 
 
 def _per_game(group, games, resamples) -> dict[str, np.ndarray]:

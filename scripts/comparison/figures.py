@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 
 import matplotlib
@@ -18,6 +17,7 @@ from comparison.analysis import Analysis
 # Okabe & Ito's colours, told apart with any colour vision (https://jfly.uni-koeln.de/color/); then other line styles.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A8A8A")
 STYLES, MARKERS = ("-", "--", ":", "-."), "osD^v"
+CHARACTER = 0.075  # inches that one takes in the names of rows
 LARGEST_PAIRS = 45  # pairs of groups that the figure of improvements has room for
 INK = "#121416"  # text and axes; in pages it becomes the colour of their text
 TITLES = {
@@ -80,22 +80,27 @@ def svg(figure: Figure, inline: bool = False) -> str:
     return text
 
 
-def labels(names: list[str], length: int = 34) -> dict[str, str]:
-    """Names that fit: long ones without the words that all begin and end with, and cut in the middle."""
-    texts = {name: name for name in names}
-    if len(names) > 1 and max(map(len, names)) > length:
-        words = [name.split(" ") for name in names]
-        most = min(map(len, words)) - 1  # something is left of each
-        start = min(len(os.path.commonprefix(words)), most)
-        end = min(len(os.path.commonprefix([row[::-1] for row in words])), most - start)
-        texts = {name: " ".join(row[start : len(row) - end]) for name, row in zip(names, words, strict=True)}
-    half = length // 2
-    cut = {name: f"{text[:half]}…{text[-half + 1 :]}" if len(text) > length else text for name, text in texts.items()}
-    return cut if len(set(cut.values())) == len(names) else texts
+def labels(names: list[str], length: int = 34, most: int = 48) -> dict[str, str]:
+    """Names that fit: if one is too long, without the words that all have; beyond `most` cut, and none alike."""
+    if max(map(len, names)) <= length:
+        return {name: name for name in names}
+    words = {name: re.split(r"( |(?<=[A-Za-z])-(?=[A-Za-z]))", name) for name in names}  # and what is between them
+    dropped: set[str] = set()
+    for word in words[names[0]][::2]:
+        if all(word in of[::2] and {*of[::2]} - {*dropped, word} for of in words.values()):  # something is left of each
+            dropped.add(word)
+    result: dict[str, str] = {}
+    for number, (name, of) in enumerate(words.items(), 1):
+        kept = [between + word for between, word in zip(["", *of[1::2]], of[::2], strict=True) if word not in dropped]
+        text = "".join(kept).lstrip(" -")
+        half = most // 2
+        text = f"{text[:half]}…{text[-half + 1 :]}" if len(text) > most else text
+        result[name] = text if text not in result.values() else f"{text[: most - 6]}… ({number})"
+    return result
 
 
 def _figure(analysis, legend, columns=1, rows=1, size=(7.2, 3.8), **options):
-    texts = list(labels(list(style(analysis)), 76).values())
+    texts = list(labels(list(style(analysis)), 76, 76).values())
     beside = 3 if max(map(len, texts)) < 28 else 2 if max(map(len, texts)) < 36 else 1  # entries of the legend
     extra = 0.28 * -(-len(texts) // beside) if legend else 0
     figure, axes = plt.subplots(rows, columns, figsize=(size[0], size[1] + extra), squeeze=False, **options)
@@ -113,28 +118,42 @@ def _frames(analysis) -> tuple[np.ndarray, str]:
     return (frames / 1e6, f"million {unit}") if frames[-1] >= 2e6 else (frames / 1e3, f"thousand {unit}")
 
 
-def _curve(axes, x, band, line) -> None:
-    if len(x) == 1:  # a band of no width would not be seen
-        axes.vlines(x, band[1], band[2], color=line["color"], linewidth=5, alpha=0.35)
-    axes.plot(x, band[0], linewidth=1.8, marker="o" if len(x) == 1 else "", **line)
-    axes.fill_between(x, band[1], band[2], color=line["color"], alpha=0.18, linewidth=0)
+def _curve(axes, x, band, line, steps: bool = False) -> None:
+    axes.plot(x, band[0], linewidth=1.8, drawstyle="steps-post" if steps else "default", **line)
+    axes.fill_between(x, band[1], band[2], color=line["color"], alpha=0.18, linewidth=0, step="post" if steps else None)
+
+
+def _curves(axes, analysis, bands) -> str:
+    """Draws a band of each group against frames, or side by side where there is one window; returns what x is."""
+    frames, unit = _frames(analysis)
+    for i, (name, line) in enumerate(style(analysis).items()):
+        if len(frames) > 1:
+            _curve(axes, frames, bands[name], line)
+        else:
+            value, lower, upper = bands[name][:, 0]
+            axes.vlines(i, lower, upper, color=line["color"], linewidth=5, alpha=0.35)
+            axes.plot([i], [value], "o", color=line["color"], markersize=5)
+    if len(frames) > 1:
+        axes.margins(x=0)
+        return unit
+    axes.set_xticks([])
+    axes.set_xlim(-0.5, len(bands) - 0.5)
+    return f"at {frames[0]:g} {unit}"
 
 
 def iqm(analysis: Analysis, legend: bool) -> Figure:
     """The interquartile mean against frames."""
     figure, (axes,) = _figure(analysis, legend)
-    frames, unit = _frames(analysis)
-    for name, line in style(analysis).items():
-        _curve(axes, frames, analysis.curves[name]["iqm"], line)
+    unit = _curves(axes, analysis, {name: curves["iqm"] for name, curves in analysis.curves.items()})
     axes.set(xlabel=unit, ylabel=f"IQM of {analysis.unit}")
-    axes.margins(x=0)
     return figure
 
 
 def aggregates(analysis: Analysis, legend: bool) -> Figure:
     """Every aggregate of the last windows, as a dot with its interval; rows are named, so there is no legend."""
-    rows, keys = len(analysis.table), next(iter(analysis.table.values()))
-    figure, panels = _figure(analysis, False, len(keys), size=(7.2, 1.1 + 0.28 * rows), sharey=True)
+    rows, keys, short = len(analysis.table), next(iter(analysis.table.values())), labels(list(style(analysis)))
+    width = 4.7 + CHARACTER * max(map(len, short.values()))
+    figure, panels = _figure(analysis, False, len(keys), size=(max(7.2, width), 1.1 + 0.28 * rows), sharey=True)
     for axes, key in zip(panels, keys, strict=True):
         for i, (name, line) in enumerate(style(analysis).items()):
             value, lower, upper = analysis.table[name][key]
@@ -144,7 +163,7 @@ def aggregates(analysis: Analysis, legend: bool) -> Figure:
         axes.set(ylim=(0.6 - rows, 0.4))
         axes.locator_params(axis="x", nbins=4)
         axes.tick_params(axis="x", labelsize=8)
-        axes.set_yticks(-np.arange(rows), labels(list(style(analysis))).values(), fontsize=8)
+        axes.set_yticks(-np.arange(rows), short.values(), fontsize=8)
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
@@ -155,7 +174,7 @@ def profiles(analysis: Analysis, legend: bool) -> Figure:
     """The fraction of runs above each score."""
     figure, (axes,) = _figure(analysis, legend)
     for name, line in style(analysis).items():
-        _curve(axes, analysis.thresholds, analysis.profiles[name], line)
+        _curve(axes, analysis.thresholds, analysis.profiles[name], line, steps=True)
     axes.set(xlabel=analysis.unit, ylabel="fraction of runs above it", ylim=(0, 1.02))
     axes.margins(x=0)
     return figure
@@ -164,7 +183,8 @@ def profiles(analysis: Analysis, legend: bool) -> Figure:
 def improvement(analysis: Analysis, legend: bool) -> Figure:
     """How probably a run of one group beats one of another, one row per pair."""
     pairs, short = list(analysis.improvement), labels(list(style(analysis)))
-    figure, (axes,) = _figure(analysis, False, size=(7.2, 0.9 + 0.26 * len(pairs)))
+    width = 3 + 2 * CHARACTER * max(map(len, short.values()))
+    figure, (axes,) = _figure(analysis, False, size=(max(7.2, width), 0.9 + 0.26 * len(pairs)))
     for i, (x, y) in enumerate(pairs):
         value, lower, upper = analysis.improvement[x, y]
         axes.plot([lower, upper], [-i, -i], color=COLOURS[0], linewidth=5, alpha=0.35, solid_capstyle="butt")
@@ -182,13 +202,10 @@ def per_game(analysis: Analysis, legend: bool) -> Figure:
     rows = -(-len(games) // 4)
     columns = -(-len(games) // rows)
     figure, panels = _figure(analysis, legend, columns, rows, size=(7.2 if columns > 1 else 4.8, 0.5 + 1.55 * rows))
-    frames, unit = _frames(analysis)
-    for axes, game in zip(panels, games, strict=False):
-        for name, line in style(analysis).items():
-            _curve(axes, frames, analysis.per_game[name][game], line)
-        axes.set_title(game, fontsize=9)
+    for axes, (game, title) in zip(panels, labels(games, 24, 24).items(), strict=False):
+        unit = _curves(axes, analysis, {name: of[game] for name, of in analysis.per_game.items()})
+        axes.set_title(title, fontsize=9)
         axes.tick_params(labelsize=7)
-        axes.margins(x=0)
     for axes in panels[len(games) :]:
         axes.set_visible(False)
     figure.supxlabel(unit, fontsize=9)

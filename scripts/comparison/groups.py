@@ -42,6 +42,7 @@ def make_groups(runs: list[Run], wanted: list[str] | None, notes: list[str]) -> 
     for run in _without_twins(runs, notes):
         key = tuple(run.settings.get(key) for key in keys) if run.settings else f"{run.name}, {run.table}"
         groups.setdefault(key, []).append(run)
+    groups = _ordered(groups)
     titles = {key: " or ".join(sorted({run.name for run in members})) for key, members in groups.items()}
     named: dict[str, list[Run]] = {}
     for key, members in groups.items():
@@ -54,6 +55,23 @@ def make_groups(runs: list[Run], wanted: list[str] | None, notes: list[str]) -> 
             name += "'"
         named[name] = sorted(members, key=lambda run: (run.game, run.seed))
     return named
+
+
+def _ordered(groups: dict) -> dict:
+    """By name, and by the values of settings as numbers; groups from tables stay as they are there, behind ours."""
+
+    def place(key):
+        if not isinstance(key, tuple):
+            return (1,)
+        values = []
+        for value in key:
+            try:
+                values.append((1, float(value), ""))
+            except (TypeError, ValueError):  # not set, or no number
+                values.append((0 if value is None else 2, 0.0, value or ""))
+        return (0, sorted({run.name for run in groups[key]}), values)
+
+    return {key: groups[key] for key in sorted(groups, key=place)}
 
 
 def _tell_data(runs: list[Run]) -> list[Run]:

@@ -12,8 +12,10 @@ import numpy as np
 from comparison import figures
 from comparison.alignment import TABLE_WINDOWS
 from comparison.analysis import Analysis
-from comparison.run import METRICS
-from comparison.tables import RETURN
+from comparison.run import METRICS, count
+from comparison.tables import RETURN, WEIGHT
+
+BAND = ("value", "lower", "upper")
 
 HEADINGS = {
     "iqm": "Interquartile mean",
@@ -40,11 +42,6 @@ td:not(:first-child) { font-variant-numeric: tabular-nums; white-space: nowrap; 
 code { font-size: .85rem; overflow-wrap: anywhere; }
 """
 DASHES = {"-": "", "--": "6 3", ":": "2 2", "-.": "6 2 2 2"}
-
-
-def count(number: int, what: str) -> str:
-    """1 game, 2 games."""
-    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def number(band) -> str:
@@ -133,32 +130,20 @@ def write_tables(analysis: Analysis, directory: Path) -> None:
     each group an array [runs, games] of the last windows, NaN where a run is missing.
     """
     c = analysis.comparison
-    with (directory / "table.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["group", "aggregate", "value", "lower", "upper"])
-        for name, table in analysis.table.items():
-            writer.writerows([name, key, *band] for key, band in table.items())
-    with (directory / "improvement.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["better", "worse", "probability", "lower", "upper"])
-        writer.writerows([*pair, *band] for pair, band in analysis.improvement.items())
-    with (directory / "aggregates.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["group", "aggregate", c.unit, "value", "lower", "upper"])
-        for name, curves in analysis.curves.items():
-            for key, band in curves.items():
-                writer.writerows([name, key, int(f), *values] for f, values in zip(c.frames, band.T, strict=True))
-    with (directory / "runs.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        offline = ["behaviour_return"] if c.unit == "updates" else []
-        writer.writerow(["group", "game", "seed", c.unit, RETURN[c.metric], *offline])
-        for group in c.groups:
-            for run, scores in zip(group.runs, group.scores, strict=True):
-                more = [run.behaviour_return] if offline else []
-                writer.writerows(
-                    [group.name, run.game, run.seed, int(f), round(float(s), 3), *more]
-                    for f, s in zip(c.frames, scores, strict=True)
-                )
+
+    def write(name, header, rows):
+        with (directory / name).open("w", newline="") as file:
+            csv.writer(file).writerows([header, *rows])
+
+    bands = [(name, key, band) for name, table in analysis.table.items() for key, band in table.items()]
+    write("table.csv", ["group", "aggregate", *BAND], ([name, key, *band] for name, key, band in bands))
+    header = ["better", "worse", "probability", *BAND[1:]]
+    write("improvement.csv", header, ([*pair, *band] for pair, band in analysis.improvement.items()))
+    curves = [(name, key, band) for name, curves in analysis.curves.items() for key, band in curves.items()]
+    rows = ([name, key, int(f), *at] for name, key, band in curves for f, at in zip(c.frames, band.T, strict=True))
+    write("aggregates.csv", ["group", "aggregate", c.unit, *BAND], rows)
+    offline = ["behaviour_return"] if c.unit == "updates" else []
+    write("runs.csv", ["group", "game", "seed", c.unit, RETURN[c.metric], WEIGHT, *offline], _runs(c))
     arrays = {}
     for group in c.groups if analysis.games else ():
         scores, games = analysis.last[group.name]
@@ -167,5 +152,18 @@ def write_tables(analysis: Analysis, directory: Path) -> None:
         for column, values in zip(array.T, of_game, strict=True):
             column[: len(values)] = values
         name = group.name.replace("/", "_").replace("\\", "_")  # a file of the archive
-        arrays[f"{name}'" if name in ("file", "games", "allow_pickle") else name] = array
+        while name in ("file", "games", "allow_pickle", *arrays):
+            name += "'"
+        arrays[name] = array
     np.savez(directory / "scores.npz", **arrays, games=np.array(analysis.games))
+
+
+def _runs(comparison):
+    """Rows of runs.csv: returns of each run in each window, and of how many episodes, or evaluations, they are."""
+    windows = comparison.frames // comparison.window - 1
+    for group in comparison.groups:
+        for run, scores in zip(group.runs, group.scores, strict=True):
+            counts = run.counts(comparison.window, windows[-1] + 1)[windows].astype(int)
+            more = [run.behaviour_return] if comparison.unit == "updates" else []
+            for end, score, number in zip(comparison.frames, scores, counts, strict=True):
+                yield [group.name, run.game, run.seed, int(end), f"{score:.6g}", number, *more]

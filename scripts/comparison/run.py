@@ -31,14 +31,27 @@ class Run(NamedTuple):
     data: tuple[str, str] | None = None  # paths of an offline run's data set, for people, and its digest
     table: str = ""  # of an earlier comparison, that it was read from
     metric: str = "train"  # what the returns are of, one of METRICS
+    weights: np.ndarray | None = None  # of how many each is the mean [K]; None: of one
 
     def windows(self, width: int, number: int) -> np.ndarray:
         """Means of the returns in (k width, (k + 1) width] for k < number; NaN where there is none."""
+        counts = self.counts(width, number)
+        sums = self._sums(self.returns * (1 if self.weights is None else self.weights), width, number)
+        return np.divide(sums, counts, out=np.full(number, np.nan), where=counts > 0)
+
+    def counts(self, width: int, number: int) -> np.ndarray:
+        """How many returns there are in the same windows."""
+        return self._sums(np.ones(len(self.frames)) if self.weights is None else self.weights, width, number)
+
+    def _sums(self, values: np.ndarray, width: int, number: int) -> np.ndarray:
         window = np.ceil(self.frames / width).astype(int) - 1
         inside = (window >= 0) & (window < number)
-        counts = np.bincount(window[inside], minlength=number)
-        sums = np.bincount(window[inside], weights=self.returns[inside], minlength=number)
-        return np.divide(sums, counts, out=np.full(number, np.nan), where=counts > 0)
+        return np.bincount(window[inside], weights=values[inside], minlength=number)
+
+
+def count(number: int, what: str) -> str:
+    """1 game, 2 games."""
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def text_of(value) -> str:

@@ -13,7 +13,7 @@ from agents.checkpointing.run_directory import MANIFEST, MAY_CHANGE
 from agents.environments import game_of
 from agents.reporting.logger import METRICS
 from comparison import tables
-from comparison.run import LARGEST, UNREADABLE, Run, name_of, text_of
+from comparison.run import LARGEST, UNREADABLE, Run, count, name_of, text_of
 from replay.files import read_json
 
 OUTPUT, MARKER = "_compare", "comparison.json"  # the marker tells a folder of results
@@ -79,12 +79,13 @@ def _directory(run_dir: Path, metric: str | None, problems: list[str]) -> list[R
         frames, returns = np.array(points, np.float64).reshape(-1, 2).T
         if not (np.isfinite(frames).all() and np.all(np.abs(returns) < LARGEST)):
             raise ValueError("returns or frames that are no finite numbers")
-        if reached > 2 * planned:  # the last steps of all games go a little beyond
+        num_envs = int(manifest["num_envs"])
+        if reached > 2 * planned + num_envs * frames_per_step:  # the last steps of all games go a little beyond
             raise ValueError(f"{reached} frames, where {planned} were planned")
         if np.any(np.diff(frames) < 0):
             raise ValueError("frames that go backwards")
         if metric == "eval":  # made at the first step of all games at or beyond the one they were due at
-            frames = np.maximum(frames - (int(manifest["num_envs"]) - 1) * frames_per_step, 1)
+            frames = np.maximum(frames - (num_envs - 1) * frames_per_step, 1)
         facts = {"commit": text_of(manifest.get("git_commit")), "device": text_of(manifest.get("device"))}
         name, seed = name_of(manifest.get("title") or run_dir.parent.name), int(settings["Experiment.seed"])
     except UNREADABLE as error:
@@ -92,7 +93,7 @@ def _directory(run_dir: Path, metric: str | None, problems: list[str]) -> list[R
         problems.append(f"{text_of(run_dir)} cannot be read ({why}) and is left out.")
         return []
     if damaged:
-        problems.append(f"{text_of(run_dir)}: {damaged} damaged lines of {METRICS} are left out.")
+        problems.append(f"{text_of(run_dir)}: left out of {METRICS}: {count(damaged, 'damaged line')}.")
     settings = {key: value for key, value in settings.items() if key not in NOT_COMPARED}
     if TORSO in settings:
         settings[TORSO] = _of_any_game(settings[TORSO], game)

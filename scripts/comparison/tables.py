@@ -16,10 +16,15 @@ from comparison.run import LARGEST, METRICS, UNREADABLE, Run, name_of, text_of
 
 ITERATION_FRAMES = 1_000_000  # of Dopamine's iterations
 RETURN = {"train": "return", "eval": "eval_return"}  # columns of our tables
+WEIGHT = "count"  # column: of how many episodes, or evaluations, a return is the mean
 LAYOUTS = (
     "Read are a runs.csv of compare.py (columns group, game, seed, frames or updates, return or eval_return), "
     "Dopamine's JSON files, and a CSV of them (game, agent, run, iteration, mean_return)."
 )
+
+
+class NoTable(ValueError):
+    """A file is none of the tables that are read; says where, and repeats nothing of what is in it."""
 
 
 def read(path: Path, metric: str | None, problems: list[str]) -> list[Run]:
@@ -38,7 +43,8 @@ def read(path: Path, metric: str | None, problems: list[str]) -> list[Run]:
         runs = _read(path)
     except (*UNREADABLE, zlib.error, csv.Error) as error:
         # What is in a file that is none of ours is not repeated: reports are passed on.
-        problems.append(f"{text_of(path)} is no table of runs ({type(error).__name__}) and is left out. {LAYOUTS}")
+        why = error if isinstance(error, NoTable) else type(error).__name__
+        problems.append(f"{text_of(path)} is no table of runs ({why}) and is left out. {LAYOUTS}")
         return []
     if metric and runs and runs[0].metric != metric:
         has, wanted = METRICS[runs[0].metric], METRICS[metric]
@@ -58,11 +64,11 @@ def _read(path: Path) -> list[Run]:
             return _own(path, rows)
         values = _csv(rows)
     else:
-        raise ValueError("neither .json nor .csv nor .csv.gz")
+        raise NoTable("neither .json nor .csv nor .csv.gz")
     for (game, agent, run), points in values.items():
         iterations, returns = np.array(sorted(points), np.float64).T
         if not (np.all(np.abs(iterations) < 1e6) and np.all(np.abs(returns) < LARGEST)):
-            raise ValueError("values that are no finite numbers")
+            raise NoTable("values that are no finite numbers")
         frames = (iterations + 1) * ITERATION_FRAMES
         source, end = f"{text_of(path)}: {text_of(agent)}, {text_of(game)}, run {run}", int(frames[-1])
         game = camel_case.get(game, name_of(game))
@@ -75,7 +81,7 @@ def _rows(path: Path) -> list[dict]:
     with opened(path, "rt", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     if not rows:
-        raise ValueError("no rows")
+        raise NoTable("no rows")
     return rows
 
 
@@ -85,35 +91,57 @@ def _own(path: Path, rows: list[dict]) -> list[Run]:
     metric = "eval" if "eval_return" in rows[0] else "train"
     column = RETURN[metric]
     points, behaviour = defaultdict(list), {}
-    for row in rows:
-        key = name_of(row["group"]), name_of(task_name(row["game"])), int(row["seed"])
-        of_seed, at = points[key], int(row[unit])
+    names: dict[str, str] = {}  # of groups as they are written -> for people, no two alike
+    for line, row in enumerate(rows, 2):
+        if (group := _cell(row, line, "group", str)) not in names:
+            names[group] = name_of(group) + "'" * sum(name_of(other) == name_of(group) for other in names)
+        key = names[group], name_of(task_name(_cell(row, line, "game", str))), _cell(row, line, "seed", int)
+        of_seed, at = points[key], _cell(row, line, unit, int)
         if not of_seed or at in of_seed[-1]:
             of_seed.append({})
-        of_seed[-1][at] = float(row[column])
-        behaviour[key] = float(row["behaviour_return"]) if row.get("behaviour_return") else None
-        if behaviour[key] is not None and not abs(behaviour[key]) < LARGEST:
-            raise ValueError("values out of range")
+        weight = _cell(row, line, WEIGHT, int) if row.get(WEIGHT) else 1
+        of_seed[-1][at] = _cell(row, line, column, float), weight
+        behaviour[key] = _cell(row, line, "behaviour_return", float) if row.get("behaviour_return") else None
+        if not (0 < at < LARGEST and 0 <= weight < LARGEST and abs(behaviour[key] or 0) < LARGEST):
+            raise NoTable(f"line {line} has a value out of range")
     runs, table = [], text_of(path)
     for key, number, values in ((key, *of) for key, of_seed in points.items() for of in enumerate(of_seed, 1)):
-        frames, returns = np.array(sorted(values.items()), np.float64).T
-        there = ~np.isnan(returns)
-        if not (0 < frames[0] and frames[-1] < LARGEST and np.all(np.abs(returns[there]) < LARGEST)):
-            raise ValueError("values out of range")
+        frames, returns, weights = np.array([(at, *values[at]) for at in sorted(values)], np.float64).T
+        there = ~np.isnan(returns) & (weights > 0)
+        if not np.all(np.abs(returns[there]) < LARGEST):
+            raise NoTable("it has returns out of range")
         (group, game, seed), end = key, int(frames[-1])
         source = f"{table}: {group}, {game}, seed {seed}" + f" (run {number})" * (len(points[key]) > 1)
         read = frames[there], returns[there]
-        runs.append(
-            Run(source, group, game, seed, {}, {}, end, end, *read, unit, behaviour[key], table=table, metric=metric)
-        )
+        of_table = {"table": table, "metric": metric, "weights": weights[there]}
+        runs.append(Run(source, group, game, seed, {}, {}, end, end, *read, unit, behaviour[key], **of_table))
     return runs
+
+
+def _cell(row: dict, line: int, column: str, kind: type):
+    """A value of a table; an empty cell is a return that is not there, and 3.0 a whole number, as pandas writes them.
+
+    Raises:
+      NoTable: if it is of another kind.
+    """
+    try:
+        text = row[column]
+        if kind is str:
+            return text.strip()
+        value = float(text or "nan")
+        if kind is int and value != int(value):
+            raise ValueError
+        return kind(value)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise NoTable(f"line {line}, column {column}") from error
 
 
 def _csv(rows: list[dict]) -> dict:
     values = defaultdict(list)
-    for row in rows:
-        point = int(row["iteration"]), float(row["mean_return"])
-        values[row["game"], row["agent"], int(row["run"])].append(point)
+    for line, row in enumerate(rows, 2):
+        game, agent = (_cell(row, line, column, str) for column in ("game", "agent"))
+        point = _cell(row, line, "iteration", int), _cell(row, line, "mean_return", float)
+        values[game, agent, _cell(row, line, "run", int)].append(point)
     return values
 
 
@@ -123,7 +151,7 @@ def _json(path: Path) -> dict:
     values, of_agent = defaultdict(list), defaultdict(list)
     rows = json.loads(path.read_text())
     if not isinstance(rows, list):
-        raise ValueError("not a list")
+        raise NoTable("not a list")
     for row in rows:
         of_agent[f"{network} {row['Agent']}".strip()].append((int(row["Iteration"]), float(row["Value"])))
     for agent, points in of_agent.items():
