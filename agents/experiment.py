@@ -6,13 +6,13 @@ One agent step is one action of one game; on Atari it is four emulator frames.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
+from agents import launch
 from agents.dataset import Dataset
 from agents.dqn import DQN
 from agents.environments import Atari, Gymnasium
@@ -222,5 +222,4 @@ class Experiment:
 
 def default_num_envs() -> int:
     """Games for this machine: four per core, a power of two from 8 to 64."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(64, max(8, 1 << (4 * cores - 1).bit_length()))
+    return min(64, max(8, 1 << (4 * launch.cores() - 1).bit_length()))

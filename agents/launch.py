@@ -41,6 +41,11 @@ def prepare() -> None:
         os.execve(sys.executable, sys.orig_argv, os.environ | missing | {PREPARED: "1"})
 
 
+def cores() -> int:
+    """How many of the machine's cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def run(main) -> NoReturn:
     """Runs a script's `main` and exits with its code, or with 2 after one line on what went wrong.
 

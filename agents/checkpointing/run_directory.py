@@ -23,6 +23,7 @@ from pathlib import Path
 
 import jax
 
+from agents import launch
 from agents.configuration import config
 from agents.environments import protocol
 from agents.errors import ConfigError
@@ -230,7 +231,7 @@ def _provenance() -> dict:
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
         "host": socket.gethostname(),
         "device": device(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": launch.cores(),
         "environment": {name: os.environ.get(name) for name in ENVIRONMENT},
         "python": sys.version.split()[0],
         "versions": {package: importlib.metadata.version(package) for package in PACKAGES},

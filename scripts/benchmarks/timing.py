@@ -67,7 +67,7 @@ def machine() -> dict:
     """The machine, the version of JAX, what was set for it, and the speed of a matrix product now."""
     return {
         "device": jax.devices()[0].device_kind,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": launch.cores(),
         "jax": jax.__version__,
         "environment": {name: os.environ.get(name) for name in launch.SETTINGS},
         "matmul_gflops": matmul_gflops(),
