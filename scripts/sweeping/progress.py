@@ -14,7 +14,7 @@ from agents.reporting.progress import duration
 from sweeping.plan import Run
 
 SUMMARY_EVERY = 60.0  # seconds
-LATEST = 16_384  # bytes of a log: a dozen log points or more
+LATEST = 16_384  # bytes of a log: its last log points, with the episodes between them
 
 
 def progress_of(run: Run) -> tuple[int, float | None]:
