@@ -614,8 +614,8 @@ STRANGERS = {
     "module of a package": ("from networks import torsos\nX = @torsos.nn.apply()\nY = %X", "defined in flax"),
     "key of a dict": (
         "from agents import environments\nfrom agents import experiment\n"
-        "environments.Gymnasium.kwargs = {@experiment.os.getpid(): 1}",
-        "names agents.experiment.os.getpid",
+        "environments.Gymnasium.kwargs = {@experiment.launch.os.getpid(): 1}",
+        "names agents.experiment.launch.os.getpid",
     ),
     "gin itself": (
         "from agents import environments\nfrom gin import config as cc\n"
