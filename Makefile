@@ -1,16 +1,16 @@
 # make setup | train | test | test-slow | lint | format          e.g. make train GAME=Breakout HEAD=mse SEED=1 STEPS=200000
 PYTHON ?= python3
 VENV   ?= .venv
-EXTRA  ?=
-GAME   ?= RoadRunner
-ENV    ?=
-AGENT  ?= dqn
-HEAD   ?=
-PRESET ?= $(if $(or $(ENV),$(filter cql,$(AGENT))),,quick)
-SEED   ?= 0
-STEPS  ?=
-FRAMES ?=
-ARGS   ?=
+EXTRA   =
+GAME    = RoadRunner
+ENV     =
+AGENT   = dqn
+HEAD    =
+PRESET  = $(if $(or $(ENV),$(filter cql,$(AGENT))),,quick)
+SEED    = 0
+STEPS   =
+FRAMES  =
+ARGS    =
 
 comma := ,
 ifneq ($(filter-out cuda13,$(EXTRA)),)

@@ -75,7 +75,7 @@ class Trainer:
         except ConfigError:
             raise
         except ValueError as error:
-            if not type(self.network.torso).__module__.startswith("networks."):
+            if not type(getattr(self.network, "torso", self.network)).__module__.startswith("networks."):
                 raise  # in a torso of one's own: the traceback says where
             raise ConfigError(f"The network does not fit {x.environment.name}: {error}") from error
 
