@@ -146,10 +146,13 @@ class Gymnasium:
     kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        spec = gymnasium.registry.get(self.id)
+        self._refuse_atari(gymnasium.registry.get(self.id))
+
+    def _refuse_atari(self, spec) -> None:
+        """Raises ConfigError for what ALE has registered."""
         if spec is not None and str(spec.entry_point).startswith("ale_py."):
             game = rom_id_to_name(spec.kwargs["game"])
-            raise ValueError(f"{self.id} would get another protocol here; use --game {game}.")
+            raise ConfigError(f"{self.id} would get another protocol here; use --game {game}.")
 
     @property
     def name(self) -> str:
@@ -175,6 +178,7 @@ class Gymnasium:
             env = gymnasium.make(self.id, disable_env_checker=True, **render, **self.kwargs)
         except (gymnasium.error.Error, ImportError, TypeError) as error:
             raise ConfigError(f"Cannot make the environment {self.id!r}: {error}") from error
+        self._refuse_atari(env.spec)  # also by an id without a version, or with a module, which the registry lacks
         if self.id.startswith("MinAtar/"):
             env = _MinAtar(env)
         if not isinstance(env.action_space, gymnasium.spaces.Discrete) or env.action_space.start != 0:

@@ -8,6 +8,7 @@ import pytest
 from agents import environments
 from agents.actor import Actor
 from agents.environments import Atari, Gymnasium
+from agents.errors import ConfigError
 from replay.ring import Replay
 
 # Atari
@@ -117,8 +118,15 @@ def test_unknown_games_get_a_hint():
 
 @pytest.mark.parametrize("name", ["ALE/MsPacman-v5", "MsPacmanNoFrameskip-v4", "MsPacman-v0"])
 def test_atari_by_names_of_gymnasium_is_refused(name):
-    with pytest.raises(ValueError, match="another protocol here; use --game MsPacman"):
+    with pytest.raises(ConfigError, match="another protocol here; use --game MsPacman"):
         Gymnasium(name)
+
+
+@pytest.mark.filterwarnings("ignore:.*version:UserWarning", "ignore:.*out of date:DeprecationWarning")
+@pytest.mark.parametrize("name", ["ALE/MsPacman", "ale_py:ALE/MsPacman-v5", "MsPacmanNoFrameskip"])
+def test_atari_by_names_that_gymnasium_completes_is_refused(name):
+    with pytest.raises(ConfigError, match="another protocol here; use --game MsPacman"):
+        Gymnasium(name).make_single()
 
 
 def test_seeds_are_unrelated():
