@@ -328,13 +328,8 @@ def test_dqn_replay_is_read(tmp_path):
     folder = write_dqn_replay(tmp_path / "logs", PLAYED)
     assert dqn_replay.checkpoints(folder) == [0]
     assert rows_of(dqn_replay.read(folder, 0)) == EXPECTED
-    begun = [
-        (7, 1, 0.0, 0),
-        (0, 0, 0.0, 0),
-        (8, 0, 0.0, 0),
-        (8, 0, 0.0, 1),
-        *PLAYED,
-    ]  # with a black screen: a ring that has gone round may begin in the midst of an episode
+    # A ring that has gone round may begin in the midst of an episode, here with a black screen in it.
+    begun = [(7, 1, 0.0, 0), (0, 0, 0.0, 0), (8, 0, 0.0, 0), (8, 0, 0.0, 1), *PLAYED]
     write_dqn_replay(folder, begun, 3, added=2 * len(begun))
     assert rows_of(dqn_replay.read(folder, 3)) == EXPECTED
     turned = PLAYED[-4:] + PLAYED[:-4]  # a ring that has gone round begins at its cursor
