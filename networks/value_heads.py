@@ -242,13 +242,19 @@ class HLGauss(_Encoded):
         super().__post_init__()
         if not self.sigma_ratio > 0:
             raise ValueError(f"HLGauss.sigma_ratio is sigma / bin width and must be positive; got {self.sigma_ratio}.")
+        if self.widen_support and not self.num_bins > 6 * self.sigma_ratio:
+            raise ValueError(
+                f"HLGauss.widen_support takes three sigma, {3 * self.sigma_ratio:g} bins, at each end: num_bins must "
+                f"be above {6 * self.sigma_ratio:g}; got {self.num_bins}."
+            )
 
     @property
     def edges(self) -> np.ndarray:
         """The m + 1 bin edges, float32; in symlog units with `symlog`."""
         low, high = self._bounds()
         if self.widen_support:
-            margin = 3 * self.sigma_ratio * (high - low) / self.num_bins
+            # Three sigma of the bins that result: margin = 3 r (high - low + 2 margin) / m.
+            margin = 3 * self.sigma_ratio * (high - low) / (self.num_bins - 6 * self.sigma_ratio)
             low, high = low - margin, high + margin
         return np.linspace(low, high, self.num_bins + 1).astype(np.float32)
 

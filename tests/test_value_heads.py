@@ -60,15 +60,26 @@ def listing(y, v_min, v_max, num_bins, sigma_ratio):
     "v_min, v_max, num_bins, sigma_ratio",
     [(-10, 10, 51, 0.75), (-10, 10, 51, 0.25), (-1, 1, 11, 2.0), (0, 100, 101, 0.75), (-5, 20, 2, 0.75)],
 )
-@pytest.mark.parametrize("widen", [False, True])
-def test_hl_gauss_is_the_papers_listing(v_min, v_max, num_bins, sigma_ratio, widen):
-    head = HLGauss(v_min, v_max, num_bins, sigma_ratio=sigma_ratio, widen_support=widen)
-    margin = 3 * sigma_ratio * (v_max - v_min) / num_bins if widen else 0.0
+def test_hl_gauss_is_the_papers_listing(v_min, v_max, num_bins, sigma_ratio):
+    head = HLGauss(v_min, v_max, num_bins, sigma_ratio=sigma_ratio)
     y = np.linspace(v_min, v_max, 201).astype(np.float32)
-    twin = partial(listing, v_min=v_min - margin, v_max=v_max + margin, num_bins=num_bins, sigma_ratio=sigma_ratio)
+    twin = partial(listing, v_min=v_min, v_max=v_max, num_bins=num_bins, sigma_ratio=sigma_ratio)
     p, mean = zip(*map(twin, y.astype(np.float64)), strict=True)
     np.testing.assert_allclose(encode(head, y), p, atol=1e-5)
     np.testing.assert_allclose(encode_decode(head, y), mean, atol=1e-5 * (v_max - v_min))
+
+
+@pytest.mark.parametrize("v_min, v_max, num_bins, sigma_ratio", [(-10, 10, 51, 0.75), (-5, 20, 9, 0.75), (0, 1, 31, 5)])
+def test_a_widened_support_has_three_sigma_beside_the_returns(v_min, v_max, num_bins, sigma_ratio):
+    head = HLGauss(v_min, v_max, num_bins, sigma_ratio=float(sigma_ratio), widen_support=True)
+    assert head.sigma == pytest.approx(sigma_ratio * np.diff(head.edges).mean(), rel=1e-5)
+    assert (v_min - head.edges[0]) / head.sigma == pytest.approx(3, rel=1e-4)
+    assert (head.edges[-1] - v_max) / head.sigma == pytest.approx(3, rel=1e-4)
+    y = np.linspace(v_min, v_max, 201).astype(np.float32)
+    twin = partial(listing, v_min=head.edges[0], v_max=head.edges[-1], num_bins=num_bins, sigma_ratio=sigma_ratio)
+    p, mean = zip(*map(twin, y.astype(np.float64)), strict=True)
+    np.testing.assert_allclose(encode(head, y), p, atol=1e-5)
+    np.testing.assert_allclose(mean, y, atol=5e-3 * head.sigma)  # what is cut off at three sigma
 
 
 def test_hl_gauss_symlog_is_the_listing_on_a_log_scale():
@@ -92,7 +103,7 @@ def test_what_varying_returns_decode_to(head, symlog, expected, atol):
 def test_hl_gauss_golden_facts():
     # The bias of the truncated Gaussian near the edge, as in the paper; widening removes it.
     np.testing.assert_allclose(encode_decode(HLGauss(), [9.8, 10.0, -10.0]), [9.657, 9.729, -9.729], atol=1e-3)
-    np.testing.assert_allclose(encode_decode(HLGauss(widen_support=True), [10.0]), [9.997], atol=1e-3)
+    np.testing.assert_allclose(encode_decode(HLGauss(widen_support=True), [10.0]), [9.9983], atol=1e-4)
     # Inside, the mean is the return.
     inside = np.linspace(-8.5, 8.5, 333).astype(np.float32)
     np.testing.assert_allclose(encode_decode(HLGauss(), inside), inside, atol=1e-5)
@@ -207,7 +218,7 @@ def test_regression_golden_losses():
         (TwoHot(symlog=True), 10.0, 1e-5),
         (TwoHot(-1000.0, 1000.0, symlog=True), 1000.0, 1e-2),  # far beyond symlog(v_max) = 6.9
         (HLGauss(), 8.5, 1e-5),
-        (HLGauss(widen_support=True), 10.0, 4e-3),
+        (HLGauss(widen_support=True), 10.0, 2e-3),
         (HLGauss(symlog=True), 7.0, 1e-3),
         (HLGauss(symlog=True, widen_support=True), 10.0, 1e-2),
         (C51(), 10.0, 1e-5),
@@ -327,6 +338,8 @@ def test_other_bad_settings_are_refused():
     for sigma_ratio in (0.0, -1.0, math.nan):
         with pytest.raises(ValueError, match="sigma_ratio .* must be positive; got"):
             HLGauss(sigma_ratio=sigma_ratio)
+    with pytest.raises(ValueError, match="takes three sigma, 1.5 bins, at each end: num_bins must be above 3; got 3"):
+        HLGauss(num_bins=3, sigma_ratio=0.5, widen_support=True)
     with pytest.raises(ValueError, match="'mae'; allowed: 'mse', 'huber'"):
         Scalar("mae")
 
