@@ -175,7 +175,7 @@ class Experiment:
         """Builds the Q-network for the environment; returns it with an observation [1, stack, ...] of zeros.
 
         Raises:
-          ConfigError: if the environment cannot be made, or has no network.
+          ConfigError: if the environment cannot be made, or its network has no torso to freeze.
         """
         try:
             env = self.environment.make_single()  # for its spaces
@@ -183,8 +183,11 @@ class Experiment:
             raise
         except Exception as error:  # whatever emulators and wrappers raise
             raise ConfigError(f"Cannot make {self.environment}: {type(error).__name__}: {plain(error)}") from error
-        frozen = {"freeze_torso": True} if self.torso_from is not None else {}
-        network = self.network(num_actions=int(env.action_space.n), num_logits=self.head.num_logits, **frozen)
+        network = self.network(num_actions=int(env.action_space.n), num_logits=self.head.num_logits)
+        if self.torso_from is not None:
+            if not hasattr(network, "freeze_torso"):
+                raise ConfigError(f"--freeze_torso needs a QNetwork; Experiment.network is {type(network).__name__}.")
+            network = network.clone(freeze_torso=True)
         observation = np.zeros((1, *env.observation_space.shape), env.observation_space.dtype)
         env.close()
         return network, observation

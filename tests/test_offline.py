@@ -376,13 +376,24 @@ def built(run_dir):
     return trainer.Trainer(config.load([run_dir / "config.gin"], allow_import=["catch"]).experiment)
 
 
-def test_probes_of_something_else_are_refused(data, tmp_path):
+def test_probes_of_something_else_are_refused(data, tmp_path, monkeypatch):
     flags = catch(tmp_path / "probe", "mse", 1200)
     with pytest.raises(ConfigError, match="holds no run with an intact checkpoint"):
         train.main([*flags, f"--freeze_torso={tmp_path / 'nothing'}"])
     other = [flag for flag in flags if "MLP" not in flag]
     with pytest.raises(ConfigError, match=r"is another one: MLP.features = \(256, 256\), there \(64,\)"):
         train.main([*other, f"--freeze_torso={data}"])
+    (tmp_path / "headless.py").write_text(
+        "import flax.linen as nn\n\n\nclass Headless(nn.Module):\n    num_actions: int\n    num_logits: int\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own.gin").write_text(
+        "from __gin__ import dynamic_registration\nfrom agents import experiment\nimport headless\n"
+        "experiment.Experiment.network = @headless.Headless\n"
+    )
+    own = [f"--gin_files={tmp_path / 'own.gin'}", "--allow_import=headless"]
+    with pytest.raises(ConfigError, match="--freeze_torso needs a QNetwork; Experiment.network is Headless"):
+        train.main([*other, f"--freeze_torso={data}", *own])
     assert not (tmp_path / "probe").exists()
 
 
