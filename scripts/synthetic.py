@@ -23,6 +23,7 @@ from agents import launch
 if __name__ == "__main__":
     launch.prepare()
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +35,7 @@ import synthetic_images as images
 from agents.environments import ROMS
 from agents.errors import ConfigError
 from comparison import figures
+from networks.layers import convolve_by_product
 from networks.q_network import QNetwork
 from networks.torsos import NatureCNN, xavier_uniform
 from networks.value_heads import HLGauss, Scalar, TwoHot
@@ -87,8 +89,11 @@ def fit(head, pictures, y, seeds, args, report):
         changes, state = optimizer.update(jax.grad(loss)(params), state, params)
         return optax.apply_updates(params, changes), state
 
+    error = lambda params, x, target: jnp.mean((predict(params, x) - target) ** 2)
+    if jax.default_backend() != "cpu":
+        update, error = map(nn.intercept_methods(convolve_by_product), (update, error))
     several = jax.jit(jax.vmap(update, in_axes=(0, 0, 0, None, 0)), donate_argnums=(0, 1))
-    measure = jax.jit(jax.vmap(lambda params, x, target: jnp.mean((predict(params, x) - target) ** 2), (0, None, 0)))
+    measure = jax.jit(jax.vmap(error, (0, None, 0)))
     keys = jax.vmap(jax.random.key)(jnp.array(seeds))
     params = jax.vmap(lambda key: network.init(key, pictures[:1, None]))(keys)
     state, x = jax.vmap(optimizer.init)(params), jnp.asarray(pictures)

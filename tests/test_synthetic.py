@@ -91,12 +91,16 @@ def test_the_study_shrunk(losses, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_seeds_at_once_are_seeds_alone():
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_seeds_at_once_are_seeds_alone(backend, monkeypatch):
+    """Also as on a GPU, whose convolutions are products."""
     pictures, head = images.frames(["Pong", "Breakout"], 6), synthetic.HEADS["HL-Gauss"]
     args = synthetic.parse_args(["--output=unused", "--batch_size=2", "--steps=2"])
     y = synthetic.targets(pictures, 2)
     errors = lambda y, seeds: [e for *_, e in synthetic.fit(head, pictures, y, seeds, args, lambda phase: None)]
-    both, second = errors(y, [0, 1]), errors(y[1:], [1])
+    second = errors(y[1:], [1])
+    monkeypatch.setattr(synthetic.jax, "default_backend", lambda: backend)
+    both = errors(y, [0, 1])
     np.testing.assert_allclose([e[1] for e in both], [e[0] for e in second], rtol=1e-3)
 
 
