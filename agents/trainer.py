@@ -179,6 +179,7 @@ class Trainer:
         Raises:
           MemoryError: if the device has no room for it after all.
         """
+        self.replay_state = None  # an earlier one makes room
         try:
             self.replay_state = jax.block_until_ready(self._empty_replay())
         except jax.errors.JaxRuntimeError as error:

@@ -11,6 +11,7 @@ import jax
 import psutil
 import pytest
 
+from agents.errors import ConfigError
 from benchmarks import parts, timing, training, updates
 from scripts import benchmark
 
@@ -107,7 +108,7 @@ def test_a_worker_runs_by_turns_and_does_not_count_the_pause(tmp_path):
 
 def test_a_worker_that_ends_is_named_with_what_it_said(tmp_path):
     with contextlib.closing(training.Worker("loser", ["sh", "-c", "echo no luck"], tmp_path / "progress")) as worker:
-        with pytest.raises(RuntimeError, match="loser has ended: no luck"):
+        with pytest.raises(ConfigError, match="loser has ended: no luck"):
             worker.begin()
 
 

@@ -71,7 +71,7 @@ def replay(sampler: str, capacity: int, repeats: int, seconds: float) -> dict:
 
 def acting(network: str, num_envs: int, repeats: int, seconds: float) -> dict[str, float]:
     """Agent steps/s of choosing actions alone, with the observations' way to the device and the actions' back."""
-    trainer = build("dqn", "hl_gauss", network)
+    trainer = build("dqn", "hl_gauss", network, full_action_space=False)
     observation = np.random.default_rng(0).integers(256, size=(num_envs, 4, 84, 84), dtype=np.uint8)
     key = jax.random.key(0)
     act = lambda: np.asarray(trainer.act(trainer.state.params, observation, key, np.float32(0.01)))

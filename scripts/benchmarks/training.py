@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -15,18 +16,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-import psutil
 
+from agents.errors import ConfigError
 from agents.reporting.logger import METRICS
 from benchmarks import parts, updates
 from benchmarks.timing import seconds_of, summary
 
 TRAIN = Path(__file__).parents[1] / "train.py"
-WARMUP = 1_000  # agent steps
+WARMUP = 1_000  # agent steps, or as many as a stack and a transition of each game need
 
 
 class Worker:
     """A training process that is stopped by a signal, once it has begun, while it is not its turn.
+
+    Its methods raise ConfigError, with what it said, if it ends by itself.
 
     Args:
       name: for messages.
@@ -45,7 +48,7 @@ class Worker:
         """The log points so far that have a speed."""
         if self._process.poll() is not None:
             self._output.seek(0)
-            raise RuntimeError(f"{self.name} has ended: {self._output.read()[-2000:]}")
+            raise ConfigError(f"{self.name} has ended: {self._output.read()[-2000:]}")
         lines = self._progress.read_text().splitlines(keepends=True) if self._progress.exists() else []
         rows = [json.loads(line) for line in lines if line.endswith("\n")]
         return [row for row in rows if "speed/steps_per_second" in row]
@@ -69,7 +72,8 @@ class Worker:
         os.killpg(self._process.pid, signal.SIGSTOP)
         self.rates += [row["speed/steps_per_second"] for row in rows[before + 1 :]]
         self.peak_device_gb = rows[-1].get("speed/peak_device_gb")
-        self.peak_bytes = max(self.peak_bytes, psutil.Process(self._process.pid).memory_info().rss)
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        self.peak_bytes = 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
 
     def close(self) -> None:
         """Ends the process."""
@@ -82,7 +86,7 @@ class Worker:
 def ours(run_dir: Path, head: str, padding: str, num_envs: int, interval: int, warmup: int = WARMUP) -> Worker:
     """Trains DQN on Pong: games that run while the learner computes, a replay of 100,000, a log point per interval."""
     flags = ["--game=Pong", f"--head={head}", "--preset=fast", f"--num_envs={num_envs}", f"--run_dir={run_dir}"]
-    flags += ["--replay_capacity=100000", "--steps=1000000000", f"--warmup_steps={warmup}"]
+    flags += ["--replay_capacity=100000", "--steps=1000000000", f"--warmup_steps={max(warmup, 7 * num_envs)}"]
     bindings = {"NatureCNN.padding": repr(padding), "Experiment.log_every_steps": interval}
     flags += [f"--gin_bindings={name} = {value}" for name, value in bindings.items()]
     return Worker(f"training with {head}, {padding}", [sys.executable, str(TRAIN), *flags], run_dir / METRICS)
