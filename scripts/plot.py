@@ -40,7 +40,7 @@ def main(argv=None) -> int:
         raise ConfigError(f"The runs are of different games: {', '.join(sorted(games))}.")
     game = games.pop()
     longest = max(trained.reached_frames for trained, _ in pairs.values())
-    per, unit = (1e6, "million") if longest >= 2e6 else (1e3, "thousand")
+    per, unit = figures.scale(longest)
 
     figure = Figure(figsize=(8, 4.2 + 0.1 * len(pairs)), layout="constrained")
     axes = figure.subplots()
@@ -55,7 +55,7 @@ def main(argv=None) -> int:
         axes.plot([], [], "o", color=figures.INK, label="evaluation")
     if game in scores():
         axes.axhline(scores()[game][0], color="0.5", linestyle=":", label="random play")
-    axes.set(title=game, xlabel=f"{unit} frames", ylabel=f"return, mean of the last {args.episodes} episodes")
+    axes.set(title=game, xlabel=unit, ylabel=f"return, mean of the last {args.episodes} episodes")
     axes.grid(visible=False)
     axes.margins(x=0)
     figure.legend(loc="outside upper center", ncols=2, fontsize=9)

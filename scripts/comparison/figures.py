@@ -112,10 +112,9 @@ def _figure(analysis, legend, columns=1, rows=1, size=(7.2, 3.8), **options):
     return figure, axes.ravel()
 
 
-def _frames(analysis) -> tuple[np.ndarray, str]:
-    """The grid of frames, and the unit it is in."""
-    frames, unit = np.asarray(analysis.comparison.frames), analysis.comparison.unit
-    return (frames / 1e6, f"million {unit}") if frames[-1] >= 2e6 else (frames / 1e3, f"thousand {unit}")
+def scale(last: float, unit: str = "frames") -> tuple[float, str]:
+    """By what to divide frames, of which `last` are the most, and the unit they are in then."""
+    return (1e6, f"million {unit}") if last >= 2e6 else (1e3, f"thousand {unit}")
 
 
 def _curve(axes, x, band, line, steps: bool = False) -> None:
@@ -125,7 +124,8 @@ def _curve(axes, x, band, line, steps: bool = False) -> None:
 
 def _curves(axes, analysis, bands) -> str:
     """Draws a band of each group against frames, or side by side where there is one window; returns what x is."""
-    frames, unit = _frames(analysis)
+    per, unit = scale(analysis.comparison.frames[-1], analysis.comparison.unit)
+    frames = np.asarray(analysis.comparison.frames) / per
     for i, (name, line) in enumerate(style(analysis).items()):
         if len(frames) > 1:
             _curve(axes, frames, bands[name], line)
@@ -151,6 +151,7 @@ def iqm(analysis: Analysis, legend: bool) -> Figure:
 
 def aggregates(analysis: Analysis, legend: bool) -> Figure:
     """Every aggregate of the last windows, as a dot with its interval; rows are named, so there is no legend."""
+    del legend
     rows, keys, short = len(analysis.table), next(iter(analysis.table.values())), labels(list(style(analysis)))
     width = 4.7 + CHARACTER * max(map(len, short.values()))
     figure, panels = _figure(analysis, False, len(keys), size=(max(7.2, width), 1.1 + 0.28 * rows), sharey=True)
@@ -181,7 +182,8 @@ def profiles(analysis: Analysis, legend: bool) -> Figure:
 
 
 def improvement(analysis: Analysis, legend: bool) -> Figure:
-    """How probably a run of one group beats one of another, one row per pair."""
+    """How probably a run of one group beats one of another, one row per pair; these are named: no legend."""
+    del legend
     pairs, short = list(analysis.improvement), labels(list(style(analysis)))
     width = 3 + 2 * CHARACTER * max(map(len, short.values()))
     figure, (axes,) = _figure(analysis, False, size=(max(7.2, width), 0.9 + 0.26 * len(pairs)))
