@@ -933,10 +933,10 @@ def test_wider_windows_of_a_table_are_those_of_its_runs(tmp_path, undrawn):
 
 
 def test_tables_as_other_programs_write_them(tmp_path):
-    """An empty cell is a return that is not there, and whole numbers may have a point."""
-    path = write_table(tmp_path / "runs.csv", "a,Pong,0.0,100.0,1", "a,Pong,0.0,200.0,", "a,Pong,0.0,300.0,3.5")
+    """An empty cell is a return that is not there, whole numbers may have a point, and games be in lower case."""
+    path = write_table(tmp_path / "runs.csv", "a,Pong,0.0,100.0,1", "a,Pong,0.0,200.0,", "a,pong,0.0,300.0,3.5")
     [run] = runs.read(path, None, problems := [])
-    assert not problems and run.seed == 0 and run.reached_frames == 300
+    assert not problems and run.game == "Pong" and run.seed == 0 and run.reached_frames == 300
     np.testing.assert_array_equal([run.frames, run.returns], [[100, 300], [1, 3.5]])
     for row, where in (("a,Pong,0,1.5,1", "line 3, column frames"), ("a,Pong,,300,1", "line 3, column seed")):
         assert not runs.read(write_table(path, "a,Pong,0,100,1", row), None, problems := [])

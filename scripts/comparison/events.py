@@ -42,7 +42,7 @@ def write(analysis: Analysis, directory: Path, pictures: dict[str, bytes]) -> No
         tags = {f"{key}/": band for key, band in analysis.curves.get(group.name, {}).items()}
         tags |= {f"game/{game}/": band for game, band in analysis.per_game[group.name].items()}
         series |= dict.fromkeys(tags)
-        writer = EventFileWriter(str(directory / runs[group.name]))
+        writer = EventFileWriter(str(directory / runs[group.name]), max_queue_size=1000)  # 10 take twice as long
         for tag, band in tags.items():
             for end, values in zip(ENDS, band, strict=True):
                 for frame, value in zip(frames, values, strict=True):

@@ -51,7 +51,8 @@ def draws(games, resamples: int, random: np.random.Generator):
 
 def interval(samples, axis=0):
     """Lower and upper end of the percentile interval of bootstrap samples, NaN apart: [2, ...]."""
-    return np.nanquantile(samples, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=axis)
+    quantile = np.nanquantile if np.isnan(samples).any() else np.quantile  # the first takes ten times as long
+    return quantile(samples, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=axis)
 
 
 def aggregate(scores, games, resamples: int = 2_000) -> dict[str, np.ndarray]:

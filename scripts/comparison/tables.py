@@ -17,6 +17,7 @@ from comparison.run import LARGEST, METRICS, UNREADABLE, Run, name_of, text_of
 ITERATION_FRAMES = 1_000_000  # of Dopamine's iterations
 RETURN = {"train": "return", "eval": "eval_return"}  # columns of our tables
 WEIGHT = "count"  # column: of how many episodes, or evaluations, a return is the mean
+CAMEL_CASE = {name.lower(): name for name in ROMS}
 LAYOUTS = (
     "Read are a runs.csv of compare.py (columns group, game, seed, frames or updates, return or eval_return), "
     "Dopamine's JSON files, and a CSV of them (game, agent, run, iteration, mean_return)."
@@ -54,7 +55,6 @@ def read(path: Path, metric: str | None, problems: list[str]) -> list[Run]:
 
 
 def _read(path: Path) -> list[Run]:
-    camel_case = {name.lower(): name for name in ROMS}
     runs = []
     if path.suffix == ".json":
         values = _json(path)
@@ -71,9 +71,14 @@ def _read(path: Path) -> list[Run]:
             raise NoTable("values that are no finite numbers")
         frames = (iterations + 1) * ITERATION_FRAMES
         source, end = f"{text_of(path)}: {text_of(agent)}, {text_of(game)}, run {run}", int(frames[-1])
-        game = camel_case.get(game, name_of(game))
+        game = _game(game)
         runs.append(Run(source, name_of(agent), game, run, {}, {}, end, end, frames, returns))
     return runs
+
+
+def _game(text: str) -> str:
+    """The name of a game, which may be in lower case, as Dopamine's are."""
+    return CAMEL_CASE.get(text, name_of(task_name(text)))
 
 
 def _rows(path: Path) -> list[dict]:
@@ -95,7 +100,7 @@ def _own(path: Path, rows: list[dict]) -> list[Run]:
     for line, row in enumerate(rows, 2):
         if (group := _cell(row, line, "group", str)) not in names:
             names[group] = name_of(group) + "'" * sum(name_of(other) == name_of(group) for other in names)
-        key = names[group], name_of(task_name(_cell(row, line, "game", str))), _cell(row, line, "seed", int)
+        key = names[group], _game(_cell(row, line, "game", str)), _cell(row, line, "seed", int)
         of_seed, at = points[key], _cell(row, line, unit, int)
         if not of_seed or at in of_seed[-1]:
             of_seed.append({})
