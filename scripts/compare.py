@@ -38,7 +38,12 @@ def parse_args(argv=None) -> argparse.Namespace:
         metavar="SETTING",
         help="group by this setting only, e.g. head (mse and huber are one); repeatable",
     )
-    add("--groups", action="append", metavar="TEXT", help="only groups whose name contains this; may be repeated")
+    add(
+        "--groups",
+        action="append",
+        metavar="TEXT",
+        help="only the group of this name, or those that contain it; repeatable",
+    )
     add("--games", help="only these games, separated by commas")
     add(
         "--metric",

@@ -402,6 +402,18 @@ def test_groups_without_a_return_are_waited_for(tmp_path):
         compare.main([str(tmp_path), "--groups=hl_gauss"])
 
 
+def test_groups_are_chosen_by_their_names_or_a_part_of_them(tmp_path):
+    names = ("C51", "CNN C51", "CNN DQN", "DQN")
+    path = write_table(tmp_path / "runs.csv", *(f"{name},Pong,0,100,1" for name in names))
+    found = runs.read(path, None, [])
+    chosen = lambda *texts: [group.name for group in alignment.compare(found, None, list(texts), 100).groups]
+    assert chosen("C51") == ["C51"] and chosen("C51", "CNN") == ["C51", "CNN C51", "CNN DQN"]
+    assert chosen("N C51", "DQ") == ["CNN C51", "CNN DQN", "DQN"]
+    told = "--groups C51 is a group's whole name, so that it does not choose CNN C51."
+    assert told in alignment.compare(found, None, ["C51", "DQN"], 100).notes
+    assert not any("whole name" in note for note in alignment.compare(found, None, ["C51", "CNN C51"], 100).notes)
+
+
 def test_probes_of_different_torsos_are_no_twins(tmp_path):
     """Runs of several seeds and games are one group, whose sources differ in these, too."""
     for head in ("mse", "c51"):

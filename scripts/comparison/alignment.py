@@ -76,7 +76,7 @@ def compare(
     Args:
       runs: all runs.
       group_by: settings that make groups; None takes all that differ.
-      containing: only groups whose name contains one of these.
+      containing: only groups of one of these names or, where no group has it, whose name contains it.
       window: width of the windows over which returns are averaged, in frames; None chooses.
       frames: compare up to here; None chooses. Runs that have not got so far are left out.
       updates: the same, of offline runs.
@@ -89,10 +89,7 @@ def compare(
         raise NothingYet("There is no run with a return yet.")
     groups = make_groups(runs, group_by, notes)
     if containing:
-        chosen = {name: members for name, members in groups.items() if any(text in name for text in containing)}
-        if not chosen:
-            raise NothingYet(f"--groups: no name contains {' or '.join(containing)}. There are: {', '.join(groups)}.")
-        groups = chosen
+        groups = _chosen(groups, containing, notes)
     if len(units := {run.unit for members in groups.values() for run in members}) > 1:
         raise ConfigError("Offline runs count updates, and others frames: choose with --groups, e.g. --groups cql.")
     [unit] = units
@@ -113,6 +110,18 @@ def compare(
     if (rest := frames - number * window) > frames / 100:
         notes.append(f"The last {rest:,} of {frames:,} {unit} are no whole window of {window:,} and are left out.")
     return _align(_that_reach(number * window, groups, unit, notes), window, number, notes)
+
+
+def _chosen(groups: dict[str, list[Run]], texts: list[str], notes: list[str]) -> dict[str, list[Run]]:
+    """The groups that --groups asks for."""
+    containing = {text: [name for name in groups if text in name] for text in texts}
+    chosen = {name for text, names in containing.items() for name in ([text] if text in groups else names)}
+    if not chosen:
+        raise NothingYet(f"--groups: no name contains {' or '.join(texts)}. There are: {', '.join(groups)}.")
+    for text, names in containing.items():
+        if text in groups and (others := [name for name in names if name not in chosen]):
+            notes.append(f"--groups {text} is a group's whole name, so that it does not choose {', '.join(others)}.")
+    return {name: members for name, members in groups.items() if name in chosen}
 
 
 def _reach(members: list[Run]) -> int:
