@@ -82,7 +82,7 @@ class Actor:
         """
         self._returns, self._lengths = saved["returns"].copy(), saved["lengths"].copy()
         self._observation = saved["observation"]
-        return np.array_equal(self.games.restore(saved["games"]), self._observation)
+        return self.games.restore(saved["games"], self._observation)
 
     def close(self) -> None:
         """Closes the games."""

@@ -19,7 +19,7 @@ import numpy as np
 from ale_py.registration import rom_id_to_name
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
-from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
+from gymnasium.wrappers import AtariPreprocessing
 
 from agents.errors import ConfigError, did_you_mean
 
@@ -70,10 +70,11 @@ class Atari:
             )
         if not 0 <= self.sticky <= 1:
             raise ValueError(f"Atari.sticky is a probability; got {self.sticky}.")
-        if min(self.frame_skip, self.stack, self.screen, self.max_episode_frames) < 1 or self.noop_max < 0:
+        numbers = (self.frame_skip, self.stack, self.screen, self.max_episode_frames, self.noop_max)
+        if min(numbers[:-1]) < 1 or self.noop_max < 0 or max(numbers) >= 2**31:
             raise ValueError(
-                "Atari's frame_skip, stack, screen and max_episode_frames must be positive, and noop_max not negative; "
-                f"got {self}."
+                "Atari's frame_skip, stack, screen and max_episode_frames must be positive, and noop_max not negative, "
+                f"all below 2^31; got {self}."
             )
 
     @property
@@ -128,7 +129,7 @@ class Atari:
         env = AtariPreprocessing(
             env, noop_max=self.noop_max, frame_skip=self.frame_skip, screen_size=self.screen, grayscale_obs=True
         )
-        return FrameStackObservation(env, self.stack, padding_type="zero")
+        return _Stack(env, self.stack)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,15 +184,43 @@ class Gymnasium:
             env = _MinAtar(env)
         if not isinstance(env.action_space, gymnasium.spaces.Discrete) or env.action_space.start != 0:
             raise ConfigError(
-                f"{self.id} has the action space {env.action_space}; only Discrete actions can be trained."
+                f"{self.id} has the action space {env.action_space}; only Discrete actions from 0 on can be trained."
             )
         if not isinstance(env.observation_space, gymnasium.spaces.Box):
             raise ConfigError(f"{self.id} has observations {env.observation_space}; only Box (arrays) can be trained.")
-        return FrameStackObservation(env, self.stack, padding_type="zero")
+        return _Stack(env, self.stack)
 
     def make(self, num_envs: int):
         """Builds N environments, stepped one after the other; observations are [N, stack, ...]."""
         return _StepOnRecv([self.make_single] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP)
+
+
+class _Stack(gymnasium.Wrapper):
+    """Stacks the latest observations as the replay does: copies of them, and zeros before the first."""
+
+    def __init__(self, env: gymnasium.Env, stack: int):
+        super().__init__(env)
+        space, zero = env.observation_space, env.observation_space.dtype.type(0)
+        self._frames = np.zeros((stack, *space.shape), space.dtype)
+        bounds = np.minimum(space.low, zero), np.maximum(space.high, zero)
+        low, high = (np.broadcast_to(bound, self._frames.shape) for bound in bounds)
+        self.observation_space = gymnasium.spaces.Box(low, high, dtype=space.dtype)
+
+    def _push(self, observation) -> np.ndarray:
+        if np.shape(observation) != self._frames.shape[1:]:
+            raise ValueError(f"an observation has the shape {np.shape(observation)}, not {self._frames.shape[1:]}")
+        self._frames[:-1] = self._frames[1:]
+        np.copyto(self._frames[-1], observation, casting="same_kind")
+        return self._frames.copy()
+
+    def reset(self, *, seed=None, options=None):
+        observation, info = self.env.reset(seed=seed, options=options)
+        self._frames[:] = 0
+        return self._push(observation), info
+
+    def step(self, action):
+        observation, *rest = self.env.step(action)
+        return self._push(observation), *rest
 
 
 class _MinAtar(gymnasium.Wrapper):

@@ -69,10 +69,12 @@ class Games:
         """Waits for the games; returns observations [N, stack, ...], rewards, terminated and truncated [N].
 
         Raises:
-          GameError: if a game does.
+          GameError: if a game does, or gives a reward that is not finite.
         """
         observation, reward, terminated, truncated, _ = self._call(self._envs.recv)
         self.count += 1
+        if not np.isfinite(reward).all():
+            raise GameError(f"A game has given the rewards {reward} in step {self.count:,} of all games.")
         begun, self.over = self.over, terminated | truncated
         due = begun & (self._seeded_at // self._every < self.count // self._every)
         if due.any():
@@ -92,18 +94,24 @@ class Games:
         actions = np.array(self._actions, np.int32).reshape(-1, len(self.over))
         return {"count": np.int64(self.count), "seeded_at": self._seeded_at, "over": self.over, "actions": actions}
 
-    def restore(self, saved: dict[str, np.ndarray]) -> np.ndarray:
-        """Plays the games again, from their last seeds to where they were; returns their observations."""
+    def restore(self, saved: dict[str, np.ndarray], observation: np.ndarray) -> bool:
+        """Plays the games again, from their last seeds to where they were when they had given `observation`.
+
+        Returns:
+          Whether they give it again, and the same games are over; else they depend on more than seeds and actions.
+        """
         self.count, self._actions = int(saved["count"]), list(saved["actions"])
         self._seeded_at, self.over = saved["seeded_at"].copy(), saved["over"].copy()
-        observation = self._reseed(self._seeded_at >= 0)  # those seeded later start again when their time comes
+        found = self._reseed(self._seeded_at >= 0)  # those seeded later start again when their time comes
+        over = np.zeros_like(self.over)
         for count, actions in enumerate(self._actions, start=self._seeded_at.min() + 1):
             self._call(self._envs.send, actions)
-            observation, *_ = self._call(self._envs.recv)
+            found, _, terminated, truncated, _ = self._call(self._envs.recv)
+            over = terminated | truncated
             seeded = self._seeded_at == count
             if seeded.any():
-                observation = self._reseed(seeded)
-        return observation
+                found, over = self._reseed(seeded), over & ~seeded
+        return np.array_equal(found, observation) and np.array_equal(over, self.over)
 
     def close(self) -> None:
         """Closes the games."""

@@ -14,7 +14,7 @@ from agents.checkpointing import checkpointer as writing
 from agents.checkpointing.checkpoint import Checkpoint, flatten, newest
 from agents.checkpointing.checkpointer import Checkpointer
 from agents.environments import Atari, Gymnasium
-from agents.games import Games
+from agents.games import GameError, Games
 from replay import files, log
 from replay.files import DamagedError
 from replay.log import Log, SegmentWriter
@@ -308,7 +308,7 @@ def test_games_are_restored_from_their_seeds_and_actions(environment, steps):
     start = games.reset()
     _, observation = play(games, steps, 0)
     saved = {name: np.array(value) for name, value in games.save().items()}
-    np.testing.assert_array_equal(copy.restore(saved), start if steps == 0 else observation)
+    assert copy.restore(saved, start if steps == 0 else observation)
     expected, _ = play(games, 120, 1)
     found, _ = play(copy, 120, 1)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
@@ -324,14 +324,15 @@ def test_new_seeds_do_not_depend_on_when_games_were_saved(name):
     games, copy = (Games(ENVIRONMENTS[name], 3, (5,), reseed_every_steps=150) for _ in range(2))
     games.reset()
     expected, _ = play(games, 200, 0)
-    copy.reset()
+    observation = copy.reset()
     rng, found = np.random.default_rng(0), []
     for _ in range(200):
         saved = {name: np.array(value) for name, value in copy.save().items()}
         copy = Games(ENVIRONMENTS[name], 3, (5,), reseed_every_steps=150)
-        copy.restore(saved)
+        assert copy.restore(saved, observation)
         copy.send(rng.integers(0, 2, 3).astype(np.int32))
         found.append(list(copy.recv()))
+        observation = found[-1][0]
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
@@ -366,5 +367,17 @@ def test_games_that_depend_on_more_than_seeds_are_told():
     saved = jax.tree.map(np.array, actor.save())
     assert actor.restore(saved)
     assert not actor.restore({**saved, "observation": saved["observation"] + 1})
+    assert not actor.restore({**saved, "games": {**saved["games"], "over": ~saved["games"]["over"]}})
     assert actor.reset().first.all()
     actor.close()
+
+
+def test_a_reward_that_is_not_finite_ends_a_run(monkeypatch):
+    games = Games(ENVIRONMENTS["gymnasium"], 2, (5,))
+    games.reset()
+    given = games._envs.recv
+    monkeypatch.setattr(games._envs, "recv", lambda: (given()[0], np.array([1.0, np.inf]), *given()[2:]))
+    games.send(np.zeros(2, np.int32))
+    with pytest.raises(GameError, match=r"has given the rewards \[ 1. inf\] in step 1 of"):
+        games.recv()
+    games.close()

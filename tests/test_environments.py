@@ -304,7 +304,26 @@ def test_exploration_is_new_at_every_step():
     assert len(set(keys)) == 5
 
 
-def test_the_learner_sees_what_the_policy_saw():
+class InPlace(Sum):
+    """Gives the same array again and again, changed in place, of values that are never 0."""
+
+    observation_space = gymnasium.spaces.Box(1, 9, (4,), np.float32)
+    observed = np.zeros(4, np.float32)
+
+    def reset(self, **options):
+        self.observed[:] = 1
+        return self.observed, super().reset(**options)[1]
+
+    def step(self, action):
+        self.observed += 1
+        return self.observed, *super().step(action)[1:]
+
+
+gymnasium.register("InPlace-v0", InPlace)
+
+
+@pytest.mark.parametrize("id", ["CartPole-v1", "InPlace-v0"])
+def test_the_learner_sees_what_the_policy_saw(id):
     """States are stacked twice, by the environment and by the replay: alike, also at the start of an episode."""
     seen = []
 
@@ -312,7 +331,7 @@ def test_the_learner_sees_what_the_policy_saw():
         seen.append(observation.copy())
         return np.ones(len(observation), np.int32)
 
-    actor, replay = Actor(Gymnasium("CartPole-v1", stack=3), 2, noting, 0), Replay(100)
+    actor, replay = Actor(Gymnasium(id, stack=3), 2, noting, 0), Replay(100)
     state = replay.add(replay.init(2, (4,), np.float32), actor.reset(), stack=3)
     for _ in range(40):
         actor.send(None, 0.0)
