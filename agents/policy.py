@@ -42,7 +42,11 @@ class Policy:
         self.head = head
         self.act = jax.jit(partial(agent.act, self.network, head), static_argnames="noise")
         self._logits = jax.jit(lambda params, observation: self.network.apply(params, observation)[0])
-        self._key = jax.random.key(0)
+        self.reseed(0)
+
+    def reseed(self, seed: int) -> None:
+        """Begins its exploration anew."""
+        self._key = jax.random.key(seed)
 
     def __call__(self, observation, epsilon: float = 0.0) -> np.ndarray:
         """Chooses actions [N] for observations [N, stack, ...]."""

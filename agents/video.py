@@ -7,13 +7,12 @@ import subprocess
 from pathlib import Path
 
 import cv2
-import gymnasium
 import imageio_ffmpeg
 import jax
 import numpy as np
 
 from agents.environments import Atari
-from agents.errors import ConfigError
+from agents.errors import ConfigError, plain
 from networks.value_heads import symlog
 
 SIZE = (1280, 720)  # width and height in pixels
@@ -36,7 +35,7 @@ def record(policy, path, epsilon: float, seed: int = 0, max_steps: int | None = 
       policy: a `Policy`; its experiment's environment is played.
       path: the .mp4 file, in a directory that exists; it appears, or is replaced, once it is complete.
       epsilon: exploration rate.
-      seed: seeds the game.
+      seed: seeds the game and the exploration.
       max_steps: ends the video after this many agent steps.
 
     Returns:
@@ -47,6 +46,7 @@ def record(policy, path, epsilon: float, seed: int = 0, max_steps: int | None = 
       OSError: if ffmpeg fails.
     """
     path = check_path(path)
+    policy.reseed(seed)
     environment = policy.experiment.environment
     env = environment.make_single(render_mode="rgb_array")
     is_atari = isinstance(environment, Atari)
@@ -80,16 +80,22 @@ def check_path(path) -> Path:
 
 
 def check_environment(environment) -> None:
-    """Raises ConfigError if `environment` cannot show its screen."""
+    """Raises ConfigError if `environment` cannot show its screen, or as no RGB picture of uint8 or of [0, 1]."""
     try:
         env = environment.make_single(render_mode="rgb_array")
         env.reset(seed=0)
         screen = env.render()
         env.close()
-    except (gymnasium.error.Error, TypeError, ImportError) as error:
-        raise ConfigError(f"{environment.name} cannot be shown: {error}") from error
+    except Exception as error:  # whatever an environment and what it draws with raise
+        raise ConfigError(f"{environment.name} cannot be shown: {plain(error)}") from error
     if not isinstance(screen, np.ndarray):
         raise ConfigError(f"{environment.name} cannot be shown: it renders no picture.")
+    in_range = screen.dtype == np.uint8 or (screen.dtype.kind == "f" and 0 <= screen.min() <= screen.max() <= 1)
+    if screen.ndim != 3 or screen.shape[2] != 3 or not in_range:
+        raise ConfigError(
+            f"{environment.name} cannot be shown: it renders {screen.dtype}{list(screen.shape)} from {screen.min():g} "
+            f"to {screen.max():g}; a picture is [height, width, 3], of uint8 or of floats from 0 to 1."
+        )
 
 
 def _play(policy, env, epsilon, seed, max_steps, figure, write) -> float:

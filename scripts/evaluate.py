@@ -33,7 +33,7 @@ def main(argv=None) -> int:
         "--episodes", type=int, default=10, help="to play (default: 10; 0 only with --video or --export)"
     )
     parser.add_argument("--epsilon", type=float, help="exploration rate (default: the run's epsilon_eval, 0.001)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the games, none of the run's own (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of games and exploration; not the run's own (default: 0)")
     parser.add_argument("--video", metavar="FILE.mp4", help="record one more episode")
     parser.add_argument("--export", metavar="FILE.safetensors", help="write the parameters, too")
     parser.add_argument("--allow_import", action="append", default=[], metavar="PKG", help=ALLOW_IMPORT)
@@ -56,6 +56,9 @@ def main(argv=None) -> int:
     if args.export:
         policy.export(args.export)
     epsilon = agent.epsilon_eval if args.epsilon is None else args.epsilon
+    shown = {}
+    if args.video:  # before the episodes, which take longer, and would be lost with it
+        shown = {"video": args.video, "video_return": video.record(policy, args.video, epsilon, args.seed)}
     steps, per_step = policy.agent_steps, policy.experiment.frames_per_step
     made = {"agent_steps": steps, "frames": steps * per_step} if per_step else {"updates": steps}
     result = {"run_dir": args.run_dir, "game": environment.name, **made, "episodes": args.episodes, "epsilon": epsilon}
@@ -69,12 +72,9 @@ def main(argv=None) -> int:
             behaviour = (manifest.get("dataset") or {}).get("behaviour_return")
             result["behaviour_normalised"] = behaviour_normalised(environment.name, mean, behaviour)
         result["returns"] = returns.tolist()
-    if args.video:
-        result["video"] = args.video
-        result["video_return"] = video.record(policy, args.video, epsilon, args.seed)
     if args.export:
-        result["export"] = args.export
-    print(json.dumps(result, indent=2))
+        shown["export"] = args.export
+    print(json.dumps(result | shown, indent=2))
     return 0
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from agents import video
 from agents.environments import Atari
+from agents.errors import ConfigError
 from agents.policy import Policy
 from networks.q_network import QNetwork
 from networks.torsos import MLP
@@ -91,6 +92,43 @@ def test_a_failure_leaves_the_old_video(tmp_path):
     with pytest.raises(ZeroDivisionError):
         video.record(policy, path, epsilon=0.0)
     assert [file.read_text() for file in tmp_path.iterdir()] == ["an older video"]
+
+
+@pytest.mark.parametrize(
+    "screen, message",
+    [
+        (None, "it renders no picture"),
+        (np.zeros((6, 6)), r"it renders float64\[6, 6\] from 0 to 0"),
+        (np.zeros((6, 6, 4), np.uint8), r"it renders uint8\[6, 6, 4\]"),
+        (np.full((6, 6, 3), 128), r"it renders int64\[6, 6, 3\] from 128 to 128; a picture is"),
+        (np.full((6, 6, 3), 128.0), r"of uint8 or of floats from 0 to 1"),
+        (NotImplementedError(), "cannot be shown: NotImplementedError"),
+    ],
+)
+def test_environments_that_cannot_be_shown_are_refused(screen, message):
+    def render():
+        if isinstance(screen, Exception):
+            raise screen
+        return screen
+
+    env = SimpleNamespace(reset=lambda seed: None, render=render, close=lambda: None)
+    environment = SimpleNamespace(name="Mine", make_single=lambda render_mode: env)
+    with pytest.raises(ConfigError, match=message):
+        video.check_environment(environment)
+    env.render = lambda: np.ones((6, 6, 3))
+    video.check_environment(environment)
+
+
+def test_the_exploration_of_a_video_depends_on_its_seed(tmp_path):
+    """Not only the game, which without sticky actions has no other chance in it."""
+    policy, chosen = make_policy(Scalar(), Atari("Pong", screen=20, sticky=0.0)), []
+    act = policy.act
+    policy.act = lambda *args, **options: chosen.append(act(*args, **options)) or chosen[-1]
+    for seed in (0, 1, 0):
+        video.record(policy, tmp_path / "pong.mp4", epsilon=0.5, seed=seed, max_steps=STEPS)
+    first, second, again = np.array(chosen).reshape(3, STEPS)
+    np.testing.assert_array_equal(first, again)
+    assert (first != second).any()
 
 
 @pytest.mark.parametrize("is_symlog", [False, True])
