@@ -5,6 +5,7 @@ older ones; the README says what each setting gains. Variables that are already 
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import os
 import sys
@@ -39,6 +40,48 @@ def prepare() -> None:
     possible = sys.platform == "linux" and sys.executable and "jax" not in sys.modules and PREPARED not in os.environ
     if missing and possible:
         os.execve(sys.executable, sys.orig_argv, os.environ | missing | {PREPARED: "1"})
+
+
+class Unread:
+    """A stream to print to that goes quiet once its reader is gone: a closed terminal or pipe ends no run.
+
+    Args:
+      stream: standard output or standard error.
+    """
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Writes, or does nothing."""
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Writes what is left; if nobody reads it, this and all that follows goes nowhere."""
+        try:
+            self._stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+            self._stream.flush()
+
+
+@contextlib.contextmanager
+def outlasting_readers():
+    """Lets nothing that is printed meanwhile fail, whoever has stopped reading: for what must go on, and save."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(Unread, before)
+    try:
+        yield
+        sys.stdout.flush()
+    finally:
+        sys.stdout, sys.stderr = before
 
 
 def cores() -> int:

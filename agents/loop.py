@@ -14,6 +14,7 @@ import signal
 import jax
 
 from agents.reporting.progress import ProgressDisplay
+from agents.reporting.report import Clock
 from agents.run import Run
 from agents.trainer import learn
 
@@ -35,8 +36,11 @@ def train(runs: list[Run], profile: bool = False) -> int | None:
         interrupt = stack.enter_context(Interrupt())
         display = owned(ProgressDisplay())
         tracer = owned(Tracer(first.run_dir, profile))
-        for run in runs:
-            owned(run).start(display, interrupt, f"seed {run.trainer.experiment.seed}" if len(runs) > 1 else "")
+        clock = Clock()
+        with clock.pause():
+            for run in runs:
+                label = f"seed {run.trainer.experiment.seed}" if len(runs) > 1 else ""
+                owned(run).start(display, interrupt, clock, label)
 
         going = [run for run in runs if not run.over]
         while going:
@@ -57,11 +61,14 @@ def train(runs: list[Run], profile: bool = False) -> int | None:
 
 
 class Interrupt:
-    """Notes SIGINT and SIGTERM instead of dying of them, while it is entered."""
+    """Notes SIGINT, SIGTERM and SIGHUP, a closed terminal's, instead of dying of them, while it is entered."""
 
     def __enter__(self):
         self.signal = None
-        self._handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        self._handlers = {number: signal.getsignal(number) for number in numbers}
+        if self._handlers[signal.SIGHUP] == signal.SIG_IGN:  # by nohup
+            del self._handlers[signal.SIGHUP]
         for number in self._handlers:
             signal.signal(number, self._note)
         return self

@@ -14,7 +14,7 @@ from agents.checkpointing.checkpoint import flatten
 from agents.checkpointing.checkpointer import Checkpointer
 from agents.reporting.logger import Logger
 from agents.reporting.progress import ProgressDisplay
-from agents.reporting.report import Report
+from agents.reporting.report import Clock, Report
 from agents.trainer import Trainer
 
 WHAT_HELPS = (
@@ -39,12 +39,13 @@ class Run:
         self.evaluated = False  # at the end
         self._owned = contextlib.ExitStack()
 
-    def start(self, display: ProgressDisplay, interrupt, label: str) -> None:
+    def start(self, display: ProgressDisplay, interrupt, clock: Clock, label: str) -> None:
         """Opens the games and the files, and goes on from the newest checkpoint that is intact.
 
         Args:
           display: where its bar is added.
           interrupt: its `signal` is not None once the run is to stop.
+          clock: of all runs, for their speed.
           label: what tells its bar from others.
         """
         trainer, x, self._interrupt = self.trainer, self.trainer.experiment, interrupt
@@ -64,8 +65,8 @@ class Run:
         self._bar = display.add(label, trainer.agent_steps, x.total_steps, x.frames_per_step)
         self._recorded, self._episodes = trainer.agent_steps, []
         self._open_source(checkpoint)
-        self._report = Report(trainer, self._logger, self._bar, progress.get("report"))  # its clock starts
-        owes_evaluation = progress.get("owes_evaluation", False)
+        self._report = Report(trainer, self._logger, self._bar, clock, progress.get("report"))
+        owes_evaluation = bool(checkpoint) and checkpoint.owes_evaluation(x.total_steps)
         if owes_evaluation:
             owes_evaluation = not self._evaluate()
         self._stop(trainer.agent_steps >= x.total_steps, owes_evaluation)
@@ -144,6 +145,7 @@ class Run:
         self._refuse_not_finite()
         x, report, offsets = self.trainer.experiment, self._report.save(), self._logger.offsets()
         progress = {"report": report, "log_offsets": offsets, "owes_evaluation": owes_evaluation}
+        progress["evaluated"] = self.evaluated
         progress["settings"] = run_directory.fixed(self._settings)
         arrays = self.trainer.save() | self._save_source()
         if not all(np.isfinite(array).all() for name, array in arrays.items() if name.startswith("learner/params/")):

@@ -34,7 +34,8 @@ def main(argv=None) -> int:
         parser.error(f"--output is a file that ends in .png or .svg; got {args.output}")
 
     problems: list[str] = []
-    pairs = {run_dir: [read(run_dir, metric, problems) for metric in ("train", "eval")] for run_dir in args.run_dirs}
+    run_dirs = dict.fromkeys(run_dir.resolve() for run_dir in args.run_dirs)
+    pairs = {run_dir: [read(run_dir, metric, problems) for metric in ("train", "eval")] for run_dir in run_dirs}
     games = {trained.game for trained, _ in pairs.values()}
     if len(games) > 1:
         raise ConfigError(f"The runs are of different games: {', '.join(sorted(games))}.")
@@ -67,8 +68,8 @@ def main(argv=None) -> int:
 
 
 def labels(run_dirs: list[Path]) -> list[str]:
-    """The last parts of paths, as many as tell them apart; cut where they are long."""
-    parts = [run_dir.resolve().parts for run_dir in run_dirs]
+    """The last parts of absolute paths, as many as tell them apart; cut where they are long."""
+    parts = [run_dir.parts for run_dir in run_dirs]
     number = 2
     while len({of[-number:] for of in parts}) < len({*parts}):
         number += 1
@@ -82,7 +83,9 @@ def read(run_dir: Path, metric: str, problems: list[str]) -> runs.Run:
       ConfigError: if it is none, an offline run's, or has no finished episode.
     """
     found = runs.read(run_dir, metric, problems)
-    if len(found) != 1:
+    if len(found) > 1:
+        raise ConfigError(f"{run_dir} holds {len(found)} runs: name the directories of those to be drawn.")
+    if not found:
         raise ConfigError((problems or [f"{run_dir} is no run directory."])[0])
     if found[0].unit != "frames":
         raise ConfigError(f"{run_dir} is an offline run, which plays no episodes in training: use scripts/compare.py.")

@@ -108,9 +108,12 @@ def train(runs: list[Run], todo: list[Run], folder: Path, jobs: int) -> int:
     if not gpus:
         local.refuse_too_much_memory(todo, jobs)
     slots = local.slots(jobs, local.cores(), gpus, os.environ)
-    with contextlib.closing(SweepDisplay(len(runs), len(runs) - len(todo))) as display:
-        outcomes, number = local.Launcher(folder, slots, display).launch(todo)
-    print("\n".join(local.summary(runs, outcomes)))
+    with launch.outlasting_readers():
+        if len(gpus) > jobs:
+            print(f"There are {len(gpus)} GPUs for {jobs} runs at a time: pass --jobs {len(gpus)} for one run on each.")
+        with contextlib.closing(SweepDisplay(len(runs), len(runs) - len(todo))) as display:
+            outcomes, number = local.Launcher(folder, slots, display).launch(todo)
+        print("\n".join(local.summary(runs, outcomes)))
     if number is not None:
         return 128 + number
     return int(any(outcome.how == "failed" for outcome in outcomes))

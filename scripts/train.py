@@ -104,9 +104,9 @@ def main(argv=None) -> int:
     todo = [job._replace(checkpoint=newest_intact(job.run_dir, report=lambda line: None)[0]) for job in todo]
 
     trainers = of_each(todo, trainer or build(todo[0].cfg.experiment, bool(args.allow_import)))
-    with contextlib.ExitStack() as locks:
+    with contextlib.ExitStack() as stack:
         for job in todo:
-            locks.enter_context(run_directory.lock(job.run_dir))
+            stack.enter_context(run_directory.lock(job.run_dir))
             if run_directory.read_manifest(job.run_dir) != job.manifest:
                 raise ConfigError(f"Another process has just trained in {job.run_dir}. Run the command again.")
         for job, trainer in zip(todo, trainers, strict=True):  # nothing is written before all of them are free
@@ -114,6 +114,7 @@ def main(argv=None) -> int:
                 run_directory.resume(job.run_dir, job.manifest, job.start, job.cfg)
             else:
                 run_directory.create(job.run_dir, trainer, job.cfg, job.title)
+        stack.enter_context(launch.outlasting_readers())
         presets = [Path(file) for file in gin_files(args) if config.folder(file) == "presets"]
         messages.announce(trainers[0], todo, presets, args.run_dir or args.base_dir)
         runs = [
@@ -121,8 +122,8 @@ def main(argv=None) -> int:
             for job, trainer in zip(todo, trainers, strict=True)
         ]
         interrupted_by = train(runs, args.profile)
-    for run in runs:
-        print(messages.outcome(run, allowed(args)))
+        for run in runs:
+            print(messages.outcome(run, allowed(args)))
     return 128 + interrupted_by if interrupted_by else 0
 
 

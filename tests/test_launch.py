@@ -65,3 +65,32 @@ def test_what_the_user_got_wrong_is_one_line(capsys):
     with pytest.raises(SystemExit) as error:
         launch.run(main)
     assert error.value.code == 2 and capsys.readouterr().err == "error: this is wrong: ?[31mthat That is allowed.\n"
+
+
+PRINTS = """
+import pathlib, sys
+from rich.console import Console
+from agents import launch
+
+with launch.outlasting_readers():
+    console = Console(file=sys.stdout)
+    print("first", flush=True)
+    sys.stdin.read()  # until nobody reads any more
+    for i in range(100):
+        print("x" * 1000, flush=i % 7 == 0)
+        print("y" * 1000, file=sys.stderr)
+        console.print("z" * 1000)
+    print("w" * 10**6)
+pathlib.Path(sys.argv[1]).write_text("saved")
+"""
+
+
+def test_what_nobody_reads_ends_nothing(tmp_path):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    environment = os.environ | {"PYTHONPATH": os.path.dirname(os.path.dirname(os.path.abspath(__file__)))}
+    command = [sys.executable, "-c", PRINTS, tmp_path / "out"]
+    with subprocess.Popen(command, env=environment, **pipes) as process:
+        assert process.stdout.readline() == b"first\n"
+        for pipe in (process.stdout, process.stderr, process.stdin):
+            pipe.close()
+    assert process.returncode == 0 and (tmp_path / "out").read_text() == "saved"

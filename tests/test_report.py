@@ -37,7 +37,7 @@ def parts(monkeypatch):
 def test_evaluations_do_not_count_as_training(parts):
     """A speed that they lower would be no measurement of training."""
     clock, trainer, logger, display, rows, _ = parts
-    reported = report.Report(trainer, logger, display)
+    reported = report.Report(trainer, logger, display, report.Clock())
     for _ in range(3):
         clock.now += 10.0
         trainer.agent_steps += 2000
@@ -49,8 +49,23 @@ def test_evaluations_do_not_count_as_training(parts):
     assert [row["speed/updates_per_second"] for row in points] == pytest.approx([50.0] * 3)
     assert [row["train/replay_ratio"] for row in points] == [0.25] * 3
     assert reported.seconds == pytest.approx(30.0)
-    again = report.Report(trainer, logger, display, reported.save())
+    again = report.Report(trainer, logger, display, report.Clock(), reported.save())
     assert again.seconds == pytest.approx(30.0)
+
+
+def test_other_runs_evaluations_do_not_count_either(parts):
+    """Of several seeds that train in turns, by one clock; nor does what they take to start."""
+    now, trainer, logger, display, *_ = parts
+    clock = report.Clock()
+    with clock.pause():
+        first = report.Report(trainer, logger, display, clock)
+        now.now += 50.0
+        second = report.Report(trainer, logger, display, clock, first.save() | {"seconds": 7.0})
+        assert second.evaluation(lambda: False)
+    now.now += 10.0
+    assert first.evaluation(lambda: False) and second.evaluation(lambda: False)
+    now.now += 1.0
+    assert [first.seconds, second.seconds] == pytest.approx([11.0, 18.0])
 
 
 @pytest.mark.parametrize("target, bound", [(0.0, 1.0), (-17.0, 30.0)])
@@ -58,7 +73,7 @@ def test_a_support_is_suggested_even_before_rewards(parts, target, bound):
     _, trainer, logger, display, _, printed = parts
     trainer.metrics = lambda: {"head/targets_outside_support": 0.5}
     trainer.diagnose = lambda: ({}, np.full(8, target))
-    reported = report.Report(trainer, logger, display)
+    reported = report.Report(trainer, logger, display, report.Clock())
     for _ in range(2):
         reported.log_point()  # warns once
     [warning] = printed
@@ -69,7 +84,7 @@ def test_the_memory_of_an_accelerator_is_logged(parts, monkeypatch):
     _, trainer, logger, display, rows, _ = parts
     stats = iter([None, {"peak_bytes_in_use": 7.5e9}])
     monkeypatch.setattr(report.jax, "devices", lambda: [SimpleNamespace(memory_stats=lambda: next(stats))])
-    reported = report.Report(trainer, logger, display)
+    reported = report.Report(trainer, logger, display, report.Clock())
     for _ in range(2):
         reported.log_point()
     assert [row.get("speed/peak_device_gb") for row in rows] == [None, 7.5]

@@ -7,9 +7,11 @@ import os
 import re
 import shlex
 import signal
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import gin
 import psutil
@@ -152,6 +154,7 @@ def test_all_runs_have_the_same_number_of_games(write):
             "grid.Grid.games = ['Pong']\ngrid.Grid.seeds = 'all'",
             "grid.Grid.seeds|Grid.seeds = 'all' is of the wrong type",
         ),
+        ("grid.Grid.games = ['Pong']\ngrid.Grid.seeds = [4294967296]", r"seeds lie between 0 and 2\^32 - 1"),
         ("grid.Grid.games = ['Pong']\ngrid.Grid.seeds = [0, 0]", "Two runs of the sweep have the same directory"),
         ("grid.Grid.games = ['Pong']\ngrid.Grid.axes = {'DQN.n_step': 3}", "'DQN.n_step' needs a list of values"),
         (
@@ -191,7 +194,7 @@ def test_mistakes_in_flags_are_named(write, capsys):
         (["nowhere.gin"], "no sweep 'nowhere.gin'. Shipped: configs/sweeps/calibration.gin"),
         ([path, "--games=Pong"], "the sweep has grid.Grid.envs"),
         ([path, "--seeds=a"], "--seeds is 'a'; it takes a number"),
-        ([path, "--launcher=slurm", "--slurm=time"], "--slurm takes KEY=VALUE"),
+        ([path, "--launcher=slurm", "--slurm=account="], "--slurm takes KEY=VALUE"),
         ([path, "--launcher=slurm", "--slurm=time=1-00:00"], "--slurm time takes a positive whole number"),
         (["configs/dqn.gin"], "configs/dqn.gin describes no sweep"),
     ):
@@ -383,14 +386,19 @@ def test_a_machine_is_divided():
     assert sorted(sum(share(10), [])) == sorted(cores * 2)
     assert local.slots(2, [], [], {"A": "1"}) == [local.Slot(frozenset(), {"A": "1"})] * 2
 
-    fraction = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+    fraction, deprecated = local.MEMORY
     env = lambda jobs, gpus, env: [slot.env for slot in local.slots(jobs, cores, gpus, env)]
-    assert env(3, ["0", "1"], {}) == [{"CUDA_VISIBLE_DEVICES": gpu, fraction: "0.450"} for gpu in "010"]
+    shared, alone = {"CUDA_VISIBLE_DEVICES": "0", fraction: "0.450"}, {"CUDA_VISIBLE_DEVICES": "1"}
+    assert env(3, ["0", "1"], {}) == [shared, alone, shared]
     assert env(2, ["4", "6"], {"A": "1"}) == [{"A": "1", "CUDA_VISIBLE_DEVICES": gpu} for gpu in "46"]
-    assert env(2, ["0"], {fraction: ".1"}) == [{"CUDA_VISIBLE_DEVICES": "0", fraction: ".1"}] * 2
+    assert env(2, list("0123"), {}) == [{"CUDA_VISIBLE_DEVICES": gpus} for gpus in ("0,1", "2,3")]
+    for name in (fraction, deprecated):
+        assert env(2, ["0"], {name: ".1"}) == [{"CUDA_VISIBLE_DEVICES": "0", name: ".1"}] * 2
 
 
-def test_gpus_are_found(tmp_path):
+def test_gpus_are_found(tmp_path, monkeypatch):
+    plugins = [SimpleNamespace(name="xla_cuda13")]
+    monkeypatch.setattr(local.importlib.metadata, "entry_points", lambda group: plugins * (group == "jax_plugins"))
     assert local.gpus({"PATH": str(tmp_path)}) == []
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\n[ \"$1\" = --list-gpus ] && printf 'GPU 0: A (UUID: a)\\nGPU 1: A (UUID: b)\\n'\n")
@@ -399,13 +407,19 @@ def test_gpus_are_found(tmp_path):
     assert local.gpus(env) == ["0", "1"]
     assert local.gpus(env | {"CUDA_VISIBLE_DEVICES": "3,GPU-b"}) == ["3", "GPU-b"]
     assert local.gpus(env | {"CUDA_VISIBLE_DEVICES": ""}) == local.gpus(env | {"JAX_PLATFORMS": "cpu"}) == []
+    plugins.clear()  # of no use without JAX for CUDA
+    assert local.gpus(env) == []
 
 
-def test_replays_that_do_not_fit_together_are_refused():
-    runs = [run(f"Pong/dqn/seed{i}", replay_bytes=10**15 if i else 10) for i in range(3)]
-    with pytest.raises(ConfigError, match=r"The replays of 2 runs at a time need 2000000.0 GB"):
+def test_runs_that_do_not_fit_together_are_refused(monkeypatch):
+    monkeypatch.setattr(local.memory, "available", lambda: 20e9)
+    runs = [run(f"Pong/dqn/seed{i}", replay_bytes=10e9 if i else 10) for i in range(3)]
+    with pytest.raises(ConfigError, match=r"2 runs at a time need 21.0 GB, .*; 20.0 GB are available"):
         local.refuse_too_much_memory(runs, 2)
-    local.refuse_too_much_memory(runs[:1] * 9, 9)
+    local.refuse_too_much_memory(runs, 1)
+    local.refuse_too_much_memory(runs[:1] * 35, 35)
+    with pytest.raises(ConfigError, match=r"37 runs at a time need 18.5 GB"):
+        local.refuse_too_much_memory(runs[:1] * 40, 37)
 
 
 def test_commands_are_printed(write, tmp_path, capsys):
@@ -469,9 +483,14 @@ def test_a_failed_child_stops_no_other(launch, capsys):
     assert "3 of 4 runs are finished, 1 failed." in lines
     out = capsys.readouterr().out
     assert out.count("started ") == 4 and out.count("finished  Pong/") == 3 and out.count("failed    Pong/arm1") == 1
+    _, outcomes, *_ = launch("0", "9", "0", "0")
+    assert "\n".join(local.summary(runs, outcomes)).count("    child1 [") == 1  # nothing of the time before
 
 
-@pytest.mark.parametrize("number, directly", [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGTERM, True)])
+@pytest.mark.parametrize(
+    "number, directly",
+    [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGHUP, False), (signal.SIGTERM, True)],
+)
 def test_a_signal_goes_on_to_the_children(launch, tmp_path, number, directly):
     """They save and end, and no other is started; even if somebody has sent them the signal, too."""
 
@@ -550,6 +569,45 @@ def test_arrays_are_submitted_once(slurm_programs, tmp_path, monkeypatch):
     assert "2 runs were queued or running, 3 more are submitted." in out
     (slurm_programs / "queue").write_text("4_0 RUNNING\n4_1 RUNNING\n5 RUNNING\n1_1 RUNNING\n3 PENDING\n")
     assert "5 runs were queued or running, 0 more are submitted." in slurm.submit(runs, folder, None, options)
+
+
+def test_options_of_slurm():
+    options = slurm.options(["cpus-per-task=2", "gpus-per-node=1", "exclusive", "account=mine", "time=10"])
+    assert options == {"time": "10", "cpus": "2", "grace": "300", "gpus": "1", "exclusive": True, "account": "mine"}
+    assert slurm._parameters("own", options)["additional_parameters"]["exclusive"] is True
+    for settings, message in {
+        ("=3",): "takes KEY=VALUE",
+        ("account=",): "takes KEY=VALUE",
+        ("cpus",): "takes a positive whole number",
+        ("gpus-per-node=a100:1",): "gpus-per-node takes a positive whole number; got 'a100:1'",
+        ("array=0-3",): "--slurm array: this is chosen here",
+        ("time=5",): "time=5 is in minutes; a run saves grace=300 seconds before",
+        ("time=60", "grace=1900"): "Raise time, or lower grace",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            slurm.options(list(settings))
+
+
+def test_two_sweeps_at_once_submit_no_run_twice(slurm_programs, tmp_path):
+    pytest.importorskip("submitit")
+    told = """
+        sleep 1
+        cd "$(dirname "$0")"
+        echo "1 RUNNING" > queue
+        echo Submitted batch job 1
+    """
+    (slurm_programs / "sbatch").write_text(f"#!/bin/sh\n{textwrap.dedent(told)}\n")
+    (tmp_path / "own.gin").write_text(
+        f"{HEADER}grid.Sweep.grids = [@grid.Grid()]\ngrid.Grid.envs = ['CartPole-v1']\ngrid.Grid.steps = 30000\n"
+    )
+    command = [sys.executable, str(config.ROOT / "scripts/sweep.py"), str(tmp_path / "own.gin"), "--launcher=slurm"]
+    start = lambda: subprocess.Popen([*command, f"--base_dir={tmp_path / 'runs'}"], stdout=subprocess.PIPE, text=True)
+    told = [process.communicate()[0] for process in (start(), start())]
+    counts = [line for out in told for line in out.splitlines() if "queued or running" in line]
+    assert sorted(counts) == [
+        "0 runs were queued or running, 1 more are submitted.",
+        "1 runs were queued or running, 0 more are submitted.",
+    ]
 
 
 def test_what_slurm_needs_is_said(slurm_programs, tmp_path, monkeypatch):

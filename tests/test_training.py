@@ -25,6 +25,7 @@ from agents.environments import Gymnasium
 from agents.errors import ConfigError
 from agents.evaluation import evaluate as play
 from agents.reporting import logger
+from agents.run import Run
 from agents.trainer import Trainer, learn
 from networks import value_heads
 from replay import sum_tree
@@ -383,11 +384,32 @@ def test_an_interrupted_final_evaluation_does_not_count(tmp_path, monkeypatch, c
     assert [row["agent_steps"] for row in logger.read(tmp_path) if "eval/return" in row] == [400]
 
 
+def test_an_interrupted_run_that_becomes_shorter_is_evaluated(tmp_path, monkeypatch, capsys):
+    """It was meant to go on, and is at its end now; a closed terminal interrupts as other signals do."""
+    record = Run.record
+
+    def hang_up(self):
+        if self.trainer.agent_steps >= 450:
+            os.kill(os.getpid(), signal.SIGHUP)
+        return record(self)  # it ends with this step
+
+    monkeypatch.setattr(Run, "record", hang_up)
+    assert train.main(catch(tmp_path, "mse", 5000)) == 128 + signal.SIGHUP
+    monkeypatch.undo()
+    stopped = newest(tmp_path).agent_steps
+    assert 450 <= stopped < 460
+    for printed in (f"Evaluation at {stopped}", "is finished"):
+        assert train.main(catch(tmp_path, "mse", 400)) == 0
+        assert printed in capsys.readouterr().out
+    assert [row["agent_steps"] for row in logger.read(tmp_path) if "eval/return" in row] == [stopped]
+
+
 def test_plots_runs(run_dir, tmp_path):
     """Labels are the ends of paths, which tell runs apart whatever their settings are called."""
     other = shutil.copytree(run_dir, tmp_path / "pong-eps=1" / "seed7")
     for name in ("curves.png", "curves.svg"):
-        assert plot.main([str(run_dir), str(other), f"--output={tmp_path / name}"]) == 0
+        twice = os.path.relpath(run_dir)
+        assert plot.main([str(run_dir), str(other), twice, f"--output={tmp_path / name}"]) == 0
         assert (tmp_path / name).stat().st_size > 5000
     labels = {f"{path.parent.name}/{path.name}" for path in (run_dir, other)}
     assert labels <= set(re.findall(r">([^<>]+)</text>", (tmp_path / "curves.svg").read_text()))

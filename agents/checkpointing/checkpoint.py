@@ -72,6 +72,11 @@ class Checkpoint:
         for name, digest in self.segments.items() if replay else ():
             log.verify_segment(self._replay / name, digest)
 
+    def owes_evaluation(self, total_steps: int) -> bool:
+        """Whether an evaluation is still to be made here, in a run that is to have `total_steps`."""
+        ends = self.agent_steps >= total_steps  # it may have been meant to be longer
+        return bool(self.progress.get("owes_evaluation")) or (ends and not self.progress.get("evaluated", True))
+
     def arrays(self, prefix: str) -> dict[str, np.ndarray]:
         """Reads the saved arrays whose name starts with `prefix`, by the rest of their names."""
         try:

@@ -3,10 +3,35 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import time
 
 import jax
 import numpy as np
+
+
+class Clock:
+    """Seconds that the reports of several runs share. It stands still while one of them evaluates, or starts."""
+
+    def __init__(self):
+        self._paused, self._stands_at = 0.0, None
+
+    def now(self) -> float:
+        """Seconds, from an unspecified point in time."""
+        return (time.monotonic() if self._stands_at is None else self._stands_at) - self._paused
+
+    @contextlib.contextmanager
+    def pause(self):
+        """Stops the clock, unless it stands still already."""
+        if self._stands_at is not None:
+            yield
+            return
+        self._stands_at = time.monotonic()
+        try:
+            yield
+        finally:
+            self._paused += time.monotonic() - self._stands_at
+            self._stands_at = None
 
 
 class Report:
@@ -16,13 +41,14 @@ class Report:
       trainer: the trainer reported on.
       logger: where metrics go.
       display: what a person sees.
+      clock: of all runs that train together.
       saved: from `save`, at the checkpoint that is resumed.
     """
 
-    def __init__(self, trainer, logger, display, saved: dict | None = None):
+    def __init__(self, trainer, logger, display, clock: Clock, saved: dict | None = None):
         saved = saved or {"seconds": 0.0, "last": (0.0, 0, 0), "recent": [], "warned": False}
-        self._trainer, self._logger, self._display = trainer, logger, display
-        self._started = time.monotonic() - saved["seconds"]
+        self._trainer, self._logger, self._display, self._clock = trainer, logger, display, clock
+        self._started = clock.now() - saved["seconds"]
         self._last = saved["last"]  # seconds, agent steps and updates at the last log point
         self._recent = collections.deque(saved["recent"], maxlen=20)  # returns of the latest episodes
         self._warned = saved["warned"]
@@ -34,7 +60,7 @@ class Report:
     @property
     def seconds(self) -> float:
         """Training time so far, over all runs of this command; evaluations do not count."""
-        return time.monotonic() - self._started
+        return self._clock.now() - self._started
 
     def _write(self, metrics) -> None:
         self._logger.write(self._trainer.agent_steps, self.seconds, metrics)
@@ -99,9 +125,8 @@ class Report:
           Whether there is a result.
         """
         x = self._trainer.experiment
-        began = time.monotonic()
-        returns = self._trainer.evaluate(stop)
-        self._started += time.monotonic() - began
+        with self._clock.pause():
+            returns = self._trainer.evaluate(stop)
         if len(returns) < x.eval_episodes:
             return False
         metrics = {"eval/return": returns.mean(), "eval/return_std": returns.std()}

@@ -109,6 +109,8 @@ class Grid:
             raise ConfigError("The grid is empty: agents, heads and seeds must not be.")
         if isinstance(self.seeds, int) and not 0 < self.seeds <= MOST_RUNS:
             raise ConfigError(f"grid.Grid.seeds is a number from 1 to {MOST_RUNS:,}, or a list; got {self.seeds}.")
+        if not all(0 <= seed < 2**32 for seed in self._seeds):
+            raise ConfigError(f"grid.Grid.seeds lie between 0 and 2^32 - 1; got {self.seeds}.")
         games = named_games(self.games) if isinstance(self.games, str) else self.envs or self.games
         sizes = (self.agents, self._heads, self._seeds, games, *self.axes.values())
         if math.prod(map(len, sizes)) > MOST_RUNS:

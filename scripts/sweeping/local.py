@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import datetime
-import math
+import importlib.metadata
 import os
 import shlex
 import shutil
@@ -22,10 +22,12 @@ from sweeping.plan import Run
 from sweeping.progress import SweepDisplay
 
 POLL = 0.5  # seconds
-# What the children are sent. The other one of the two, since somebody may have sent them the same as this process, and
-# of a second one they die before they have saved.
-FORWARDED = {signal.SIGINT: signal.SIGTERM, signal.SIGTERM: signal.SIGINT}
+# What the children are sent. Another one, since somebody may have sent them the same as this process, and of a second
+# one they die before they have saved.
+FORWARDED = {signal.SIGINT: signal.SIGTERM, signal.SIGTERM: signal.SIGINT, signal.SIGHUP: signal.SIGTERM}
 STOPPED = [code for number in FORWARDED for code in (-number, 128 + number)]  # exit codes before and while they train
+MEMORY = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # the second is deprecated; JAX refuses both
+BESIDE = 0.5e9  # bytes of a run beside its replay
 LOG_LINES = 8  # of a failed run, in the summary
 
 
@@ -51,12 +53,15 @@ def cores() -> list[int]:
 
 
 def gpus(env) -> list[str]:
-    """The NVIDIA GPUs that children may use: those of CUDA_VISIBLE_DEVICES, or else all.
+    """The NVIDIA GPUs that children may use: those of CUDA_VISIBLE_DEVICES, or else all; none without JAX for CUDA.
 
     Args:
       env: environment variables.
     """
-    if env.get("JAX_PLATFORMS", "").startswith("cpu") or not shutil.which("nvidia-smi", path=env.get("PATH")):
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    if env.get("JAX_PLATFORMS", "").startswith("cpu") or not any("cuda" in plugin.name for plugin in plugins):
+        return []
+    if not shutil.which("nvidia-smi", path=env.get("PATH")):
         return []
     if "CUDA_VISIBLE_DEVICES" in env:
         return [device for device in env["CUDA_VISIBLE_DEVICES"].split(",") if device.strip()]
@@ -65,13 +70,13 @@ def gpus(env) -> list[str]:
 
 
 def slots(jobs: int, cores: list[int], gpus: list[str], env) -> list[Slot]:
-    """Divides a machine among `jobs` runs: neighbouring cores to each, GPUs by turns, with a share of their memory.
+    """Divides a machine among `jobs` runs: neighbouring cores and GPUs to each, or a share of one's memory.
 
     Variables that are set already are left alone, but for CUDA_VISIBLE_DEVICES, whose GPUs are the ones divided.
 
     Args:
       jobs: runs at a time.
-      cores: numbers of the cores; with fewer than `jobs`, runs share them.
+      cores: numbers of the cores; with fewer than `jobs`, runs share them, as they do GPUs.
       gpus: names of the GPUs, as CUDA_VISIBLE_DEVICES has them.
       env: environment variables.
     """
@@ -80,22 +85,25 @@ def slots(jobs: int, cores: list[int], gpus: list[str], env) -> list[Slot]:
         own = cores[i * len(cores) // jobs : (i + 1) * len(cores) // jobs] or cores[i * len(cores) // jobs :][:1]
         more = {}
         if gpus:
-            more["CUDA_VISIBLE_DEVICES"] = gpus[i % len(gpus)]
-            on_one = math.ceil(jobs / len(gpus))
-            if on_one > 1 and "XLA_PYTHON_CLIENT_MEM_FRACTION" not in env:
-                more["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / on_one:.3f}"  # the rest is for CUDA itself
+            number = min(jobs, len(gpus))
+            k = i % number
+            more["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[k * len(gpus) // number : (k + 1) * len(gpus) // number])
+            on_one = len(range(k, jobs, number))
+            if on_one > 1 and not env.keys() & MEMORY:
+                more[MEMORY[0]] = f"{0.9 / on_one:.3f}"  # the rest is for CUDA itself
         result.append(Slot(frozenset(own), dict(env) | more))
     return result
 
 
 def refuse_too_much_memory(runs: list[Run], jobs: int) -> None:
-    """Raises ConfigError if the replays of the runs at a time would not fit: each run sees only itself."""
-    needed = sum(sorted((run.replay_bytes for run in runs), reverse=True)[:jobs])
+    """Raises ConfigError if the runs at a time would not fit: each run sees only itself."""
+    largest = sorted((run.replay_bytes + BESIDE for run in runs), reverse=True)[:jobs]
     available = memory.available()
-    if needed > available:
+    if sum(largest) > 0.9 * available:  # a tenth is for what updates hold in between
         raise ConfigError(
-            f"The replays of {jobs} runs at a time need {needed / 1e9:.1f} GB of memory, and {available / 1e9:.1f} GB "
-            "are available. Use fewer --jobs, or put a smaller Replay.capacity into the sweep's Grid.bindings."
+            f"{len(largest)} runs at a time need {sum(largest) / 1e9:.1f} GB, mostly for replays, and a tenth more to "
+            f"compute with; {available / 1e9:.1f} GB are available. Use fewer --jobs, or put a smaller Replay.capacity "
+            "into the sweep's Grid.bindings."
         )
 
 
@@ -172,8 +180,8 @@ class Launcher:
                         self._start(waiting.popleft())
                     if interrupt.signal is not None and not self._stopping:
                         self._stopping = True
-                        self._display.print(f"interrupted: {len(self._running)} runs save and end")
                         self._send(FORWARDED[interrupt.signal])
+                        self._display.print(f"interrupted: {len(self._running)} runs save and end")
                     time.sleep(POLL)
                     outcomes += self._collect()
                     self._display.update([child.run for child in self._running])
@@ -214,8 +222,8 @@ def summary(runs: list[Run], outcomes: list[Outcome]) -> list[str]:
     failed = [outcome for outcome in outcomes if outcome.how == "failed"]
     lines = [""]
     for outcome in failed:
-        text = outcome.log.read_text(errors="replace").splitlines()
-        last = [line for line in text if line.strip()][-LOG_LINES:]
+        text = outcome.log.read_text(errors="replace").rpartition(f"$ {shlex.join(outcome.run.command)}\n")[2]
+        last = [line for line in text.splitlines() if line.strip()][-LOG_LINES:]
         how = f"ended with exit code {outcome.code}" if outcome.code > 0 else f"was killed by signal {-outcome.code}"
         lines += [f"{outcome.run.name} {how}; {outcome.log} ends in:"]
         lines += [f"    {line}" for line in last]

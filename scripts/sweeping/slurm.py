@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shlex
@@ -16,29 +17,41 @@ from sweeping.progress import progress_of
 
 HELP = (
     "of --launcher slurm, may be repeated: partition; time, in minutes; gpus; cpus; mem, e.g. 32GB; grace, the seconds "
-    "before the end of the time in which a run saves; or any long option of sbatch, e.g. account"
+    "before the end of the time in which a run saves; or any long option of sbatch, e.g. account=NAME, exclusive"
 )
 DEFAULTS = {"time": "1440", "cpus": "8", "grace": "300"}
 NUMBERS = ("time", "gpus", "cpus", "grace")
+ALIASES = {"cpus_per_task": "cpus", "gpus_per_node": "gpus"}
+OURS = ("array", "signal", "output", "error", "requeue")  # options of sbatch that are chosen here
 JOBS = "slurm_jobs.jsonl"  # in _sweep/: the job that each run was last submitted as
 LARGEST_ARRAY = 1_000  # SLURM's default
 FOREVER = 1_000_000  # times that a job may be requeued at the end of its time: a long run needs many
 
 
 def options(settings: list[str]) -> dict[str, str]:
-    """Reads the values of `--slurm`; returns them with defaults.
+    """Reads the values of `--slurm`; returns them with defaults, and True for an option without a value.
 
     Raises:
-      ConfigError: for what is not KEY=VALUE, and numbers that are none.
+      ConfigError: for what is no option, numbers that are none, and a time that is over before much is done.
     """
     result = dict(DEFAULTS)
     for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not (key and equals and value):
-            raise ConfigError(f"--slurm takes KEY=VALUE, e.g. partition=gpu; got {setting!r}.")
+        option, equals, value = setting.partition("=")
+        key = option.replace("-", "_")
+        key = ALIASES.get(key, key)
+        if not key or (equals and not value):
+            raise ConfigError(f"--slurm takes KEY=VALUE, e.g. partition=gpu, or KEY; got {setting!r}.")
         if key in NUMBERS and not (value.isdecimal() and int(value)):
-            raise ConfigError(f"--slurm {key} takes a positive whole number; got {value!r}.")
-        result[key.replace("-", "_")] = value
+            raise ConfigError(f"--slurm {option} takes a positive whole number; got {value!r}.")
+        if key in OURS:
+            raise ConfigError(f"--slurm {option}: this is chosen here, so that runs save, and go on.")
+        result[key] = value if equals else True
+    minutes, grace = int(result["time"]), int(result["grace"])
+    if 60 * minutes < 2 * grace:
+        raise ConfigError(
+            f"--slurm time={minutes} is in minutes; a run saves grace={grace} seconds before that, so that it would "
+            "hardly train. Raise time, or lower grace."
+        )
     return result
 
 
@@ -54,7 +67,16 @@ def submit(todo: list[Run], folder: Path, jobs: int | None, options: dict[str, s
     Raises:
       ConfigError: without submitit or SLURM, and for what SLURM refuses.
     """
+    _submitit()  # without it and SLURM nothing is written
+    _queue()
     record = folder.parent / JOBS
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with record.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # another that submits comes first, and is seen then
+        return _submit_new(todo, folder, jobs, options, record)
+
+
+def _submit_new(todo: list[Run], folder: Path, jobs: int | None, options: dict, record: Path) -> list[str]:
     states = _queue()
     known = _recorded(record)
     queued = {run: known[_key(run)] for run in todo if known.get(_key(run)) in states}
@@ -80,10 +102,7 @@ def _submit(runs: list[Run], folder: Path, jobs: int | None, options: dict[str, 
     Yields:
       each run with the id of its job, array by array.
     """
-    try:
-        import submitit
-    except ImportError as error:
-        raise ConfigError("--launcher slurm needs the extra: pip install -e '.[slurm]'") from error
+    submitit = _submitit()
     arrays = [runs[start : start + LARGEST_ARRAY] for start in range(0, len(runs), LARGEST_ARRAY)]
     at_a_time = {} if jobs is None else {"array_parallelism": max(1, jobs // len(arrays))}
     executor = submitit.SlurmExecutor(folder, max_num_timeout=FOREVER)
@@ -95,6 +114,15 @@ def _submit(runs: list[Run], folder: Path, jobs: int | None, options: dict[str, 
         except submitit.core.utils.FailedJobError as error:
             raise ConfigError(f"SLURM refuses the jobs: {error}") from error
         yield from zip(array, (job.job_id for job in submitted), strict=True)
+
+
+def _submitit():
+    """The package, which is an extra."""
+    try:
+        import submitit
+    except ImportError as error:
+        raise ConfigError("--launcher slurm needs the extra: pip install -e '.[slurm]'") from error
+    return submitit
 
 
 def _parameters(name: str, options: dict[str, str]) -> dict:

@@ -36,8 +36,8 @@ class Job(NamedTuple):
     @property
     def finished(self) -> bool:
         """Whether nothing is left to do."""
-        done = self.start >= self.cfg.experiment.total_steps
-        return done and not self.checkpoint.progress.get("owes_evaluation")
+        total = self.cfg.experiment.total_steps
+        return self.start >= total and not self.checkpoint.owes_evaluation(total)
 
     def intact(self) -> bool:
         """Whether the state in the newest checkpoint is as it was written."""
