@@ -89,8 +89,9 @@ def main(argv=None) -> int:
     runs = Plan(args.base_dir, args.allow_import).runs(sweep.cells())
     todo = [run for run in runs if not run.finished]
     folder = Path(args.base_dir, "_sweep", Path(args.sweep).stem)
+    jobs = args.jobs or (max(1, len(todo)) if args.launcher == "slurm" else 1)
     if args.dry_run:
-        print("\n".join(cost.table(runs, args.base_dir, args.jobs or 1, args.steps_per_second)))
+        print("\n".join(cost.table(runs, args.base_dir, jobs, args.steps_per_second)))
     elif args.launcher == "print":
         print("\n".join(shlex.join(run.command) for run in todo))
     elif not todo:
@@ -98,7 +99,7 @@ def main(argv=None) -> int:
     elif args.launcher == "slurm":
         print("\n".join(slurm.submit(todo, folder, args.jobs, options)))
     else:
-        return train(runs, todo, folder, args.jobs or 1)
+        return train(runs, todo, folder, jobs)
     return 0
 
 

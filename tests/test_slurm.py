@@ -239,4 +239,4 @@ def test_a_failed_job_is_submitted_again(submit, tmp_path):
         job = out.split("job ")[1].split()[0]
         wait_for("ended", lambda: not slurm._queue())
         log = (tmp_path / f"runs/_sweep/own/slurm/{job}_0_log.out").read_text()
-        assert "RuntimeError: broken by the test" in log and "The run ended with exit code 2" in log
+        assert "RuntimeError: broken by the test" in log and "The run ended with exit code 1" in log
