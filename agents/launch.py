@@ -6,6 +6,7 @@ older ones; the README says what each setting gains. Variables that are already 
 
 import argparse
 import contextlib
+import errno
 import importlib.metadata
 import os
 import sys
@@ -57,19 +58,25 @@ class Unread:
 
     def write(self, text: str) -> int:
         """Writes, or does nothing."""
-        with contextlib.suppress(OSError):
+        with self._unread():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Writes what is left; if nobody reads it, this and all that follows goes nowhere."""
-        try:
+        """Writes what is left, or lets it be."""
+        with self._unread():
             self._stream.flush()
-        except OSError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
+
+    @contextlib.contextmanager
+    def _unread(self):
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):  # of a pipe, of a terminal; a disk may be full
+                raise
+            nowhere = os.open(os.devnull, os.O_WRONLY)  # where this and all that follows goes
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
-            self._stream.flush()
 
 
 @contextlib.contextmanager
