@@ -111,7 +111,7 @@ def train(runs: list[Run], todo: list[Run], folder: Path, jobs: int) -> int:
     slots = local.slots(jobs, local.cores(), gpus, os.environ)
     with launch.outlasting_readers():
         if len(gpus) > jobs:
-            print(f"There are {len(gpus)} GPUs for {jobs} runs at a time: pass --jobs {len(gpus)} for one run on each.")
+            print(f"There are {len(gpus)} GPUs, and --jobs is {jobs}: pass --jobs {len(gpus)} for a run on each.")
         with contextlib.closing(SweepDisplay(len(runs), len(runs) - len(todo))) as display:
             outcomes, number = local.Launcher(folder, slots, display).launch(todo)
         print("\n".join(local.summary(runs, outcomes)))
