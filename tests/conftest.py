@@ -1,6 +1,7 @@
 """Strictness for all tests: silent broadcasting between ranks is an error; so are warnings (pyproject.toml)."""
 
 import os
+import signal
 import tempfile
 from importlib.metadata import version
 
@@ -48,3 +49,11 @@ def once(tmp_path_factory, worker_id):
         return root / name
 
     return once
+
+
+@pytest.fixture
+def hangups():
+    """Lets SIGHUP arrive as in a terminal, also where these tests run under nohup, which has it ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)

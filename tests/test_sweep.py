@@ -487,6 +487,7 @@ def test_a_failed_child_stops_no_other(launch, capsys):
     assert "\n".join(local.summary(runs, outcomes)).count("    child1 [") == 1  # nothing of the time before
 
 
+@pytest.mark.usefixtures("hangups")
 @pytest.mark.parametrize(
     "number, directly",
     [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGHUP, False), (signal.SIGTERM, True)],

@@ -24,6 +24,7 @@ from agents.configuration import config
 from agents.environments import Gymnasium
 from agents.errors import ConfigError
 from agents.evaluation import evaluate as play
+from agents.loop import Interrupt
 from agents.reporting import logger
 from agents.run import Run
 from agents.trainer import Trainer, learn
@@ -384,6 +385,16 @@ def test_an_interrupted_final_evaluation_does_not_count(tmp_path, monkeypatch, c
     assert [row["agent_steps"] for row in logger.read(tmp_path) if "eval/return" in row] == [400]
 
 
+@pytest.mark.usefixtures("hangups")
+def test_nohup_is_respected():
+    with Interrupt():
+        assert signal.getsignal(signal.SIGHUP) != signal.SIG_DFL
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with Interrupt():
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+@pytest.mark.usefixtures("hangups")
 def test_an_interrupted_run_that_becomes_shorter_is_evaluated(tmp_path, monkeypatch, capsys):
     """It was meant to go on, and is at its end now; a closed terminal interrupts as other signals do."""
     record = Run.record

@@ -28,7 +28,7 @@ LARGEST_ARRAY = 1_000  # SLURM's default
 FOREVER = 1_000_000  # times that a job may be requeued at the end of its time: a long run needs many
 
 
-def options(settings: list[str]) -> dict[str, str]:
+def options(settings: list[str]) -> dict[str, str | bool]:
     """Reads the values of `--slurm`; returns them with defaults, and True for an option without a value.
 
     Raises:
