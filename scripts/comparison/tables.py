@@ -71,8 +71,7 @@ def _read(path: Path) -> list[Run]:
             raise NoTable("values that are no finite numbers")
         frames = (iterations + 1) * ITERATION_FRAMES
         source, end = f"{text_of(path)}: {text_of(agent)}, {text_of(game)}, run {run}", int(frames[-1])
-        game = _game(game)
-        runs.append(Run(source, name_of(agent), game, run, {}, {}, end, end, frames, returns))
+        runs.append(Run(source, name_of(agent), _game(game), run, {}, {}, end, end, frames, returns))
     return runs
 
 

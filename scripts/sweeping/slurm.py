@@ -73,12 +73,12 @@ def submit(todo: list[Run], folder: Path, jobs: int | None, options: dict[str, s
     folder.parent.mkdir(parents=True, exist_ok=True)
     with record.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # another that submits comes first, and is seen then
-        return _submit_new(todo, folder, jobs, options, record)
+        return _submit_new(todo, folder, jobs, options, _recorded(record), file)
 
 
-def _submit_new(todo: list[Run], folder: Path, jobs: int | None, options: dict, record: Path) -> list[str]:
+def _submit_new(todo: list[Run], folder: Path, jobs: int | None, options: dict, known: dict, record) -> list[str]:
+    """As `submit`, with the jobs `known` so far, and the file that new ones are added to."""
     states = _queue()
-    known = _recorded(record)
     queued = {run: known[_key(run)] for run in todo if known.get(_key(run)) in states}
     new = [run for run in todo if run not in queued]
     lines = []
@@ -88,8 +88,7 @@ def _submit_new(todo: list[Run], folder: Path, jobs: int | None, options: dict, 
     if new:
         folder = (folder / "slurm").resolve()
         for run, job in _submit(new, folder, jobs, options):
-            with record.open("a") as file:
-                file.write(json.dumps({"run": _key(run), "job": job}) + "\n")
+            print(json.dumps({"run": _key(run), "job": job}), file=record, flush=True)
             lines.append(f"submitted  {run.name}, job {job}")
         lines.append(f"Output: {folder}/<job>_0_log.out")
     lines.append(f"{len(queued)} runs were queued or running, {len(new)} more are submitted.")
