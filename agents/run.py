@@ -31,12 +31,17 @@ class Run:
       run_dir: where logs and checkpoints go.
       operative_text: the operative config, for TensorBoard.
       settings: its values.
+
+    Attributes:
+      over: whether it is finished, interrupted or stopped by an error; but for the error all is saved.
+      evaluated: whether it has been at the end.
+      error: of a loss that is not finite, None without. It stops this run, and no other of the same process.
     """
 
     def __init__(self, trainer: Trainer, run_dir, operative_text: str, settings: dict[str, str]):
         self.trainer, self.run_dir, self._operative_text, self._settings = trainer, run_dir, operative_text, settings
-        self.over = False  # finished or interrupted, and saved
-        self.evaluated = False  # at the end
+        self.over, self.evaluated = False, False
+        self.error: FloatingPointError | None = None
         self._owned = contextlib.ExitStack()
 
     def start(self, display: ProgressDisplay, interrupt, clock: Clock, label: str) -> None:
@@ -107,6 +112,14 @@ class Run:
 
     def record(self) -> bool:
         """Logs, evaluates and saves what is due after a step of all games; returns whether it was a log point."""
+        try:
+            return self._record()
+        except FloatingPointError as error:
+            self._bar.print("Stopped: the loss is not finite.")
+            self.error, self.over = error, True
+            return False
+
+    def _record(self) -> bool:
         trainer, x, report = self.trainer, self.trainer.experiment, self._report
         before, self._recorded = self._recorded, trainer.agent_steps
         due = lambda every: every and before // every < trainer.agent_steps // every

@@ -122,8 +122,12 @@ def main(argv=None) -> int:
             for job, trainer in zip(todo, trainers, strict=True)
         ]
         interrupted_by = train(runs, args.profile)
+        errors = [run.error for run in runs if run.error]
         for run in runs:
-            print(messages.outcome(run, allowed(args)))
+            if not run.error:
+                print(messages.outcome(run, allowed(args)))
+        if errors:
+            raise FloatingPointError(" ".join(map(str, errors))) from errors[0]
     return 128 + interrupted_by if interrupted_by else 0
 
 

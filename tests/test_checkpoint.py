@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -300,10 +301,13 @@ ENVIRONMENTS = {
 }
 
 
-@pytest.mark.parametrize("environment", ENVIRONMENTS.values(), ids=ENVIRONMENTS)
-@pytest.mark.parametrize("steps", [0, 1, 26, 100, 333])
-def test_games_are_restored_from_their_seeds_and_actions(environment, steps):
+RESTORED = [("atari", 0), ("atari", 333), *product(("gymnasium", "minatar"), (0, 1, 26, 100, 333))]
+
+
+@pytest.mark.parametrize("name, steps", RESTORED)
+def test_games_are_restored_from_their_seeds_and_actions(name, steps):
     """Before and after some of them have been given new seeds; what follows is the same."""
+    environment = ENVIRONMENTS[name]
     games, copy = (Games(environment, 3, (5,), reseed_every_steps=150) for _ in range(2))
     start = games.reset()
     _, observation = play(games, steps, 0)

@@ -5,6 +5,7 @@ import shutil
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import psutil
 import pytest
@@ -15,6 +16,7 @@ from agents.checkpointing.checkpoint import newest
 from agents.configuration import config
 from agents.errors import ConfigError
 from agents.reporting import logger
+from agents.run import Run
 from agents.trainer import Trainer
 from scripts import train
 from training.command_line import load, parse_args
@@ -118,6 +120,27 @@ def test_interrupted_seeds_go_on(tmp_path, monkeypatch, capsys):
     assert (finished / "metrics.jsonl").read_text() == (run_dirs(tmp_path)[1] / "metrics.jsonl").read_text()
     assert train.main(command(tmp_path, "--seeds=2", *more)) == 0
     assert capsys.readouterr().out.count("is finished") == 2
+
+
+def test_a_seed_whose_loss_is_not_finite_stops_no_other(tmp_path, monkeypatch, capsys):
+    """Nothing of it is saved after that; the other is finished, evaluated, and saved as it is."""
+    recv = Run.recv
+
+    def spoil(run):
+        recv(run)
+        if run.trainer.experiment.seed == 1 and run.trainer.agent_steps >= 300:
+            run.trainer.state = run.trainer.state._replace(params=jax.tree.map(jnp.log, run.trainer.state.params))
+
+    monkeypatch.setattr(Run, "recv", spoil)
+    more = ["--gin_bindings=Experiment.checkpoint_every_steps = 200", "--gin_bindings=Experiment.log_every_steps = 50"]
+    with pytest.raises(FloatingPointError, match=r"not finite in update \d+; its batch is in .*seed1/not_finite\.npz"):
+        train.main(command(tmp_path, "--seeds=2", *more))
+    printed = capsys.readouterr().out
+    assert printed.count("seed 1: Stopped: the loss is not finite.") == printed.count("Finished: ") == 1
+    sound, spoilt = run_dirs(tmp_path)[0], run_dirs(tmp_path)[1]
+    assert 200 <= newest(spoilt).agent_steps < 300 and newest(sound).agent_steps >= STEPS
+    assert "eval/return" in logger.read(sound)[-1]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(contents(sound)[0]))
 
 
 @pytest.mark.parametrize(

@@ -506,8 +506,8 @@ LEARNERS += [pytest.param(*pair, marks=pytest.mark.slow) for pair in SLOW_LEARNE
 @pytest.mark.parametrize("agent, head", LEARNERS)
 def test_learns(tmp_path, agent, head):
     """Random play on Catch scores -0.6; a perfect one scores 1."""
-    assert train.main(catch(tmp_path, head, 10_000, agent=agent)) == 0
-    assert policy_updates(tmp_path) == 4898
+    assert train.main(catch(tmp_path, head, 6000, agent=agent)) == 0
+    assert policy_updates(tmp_path) == 2898
     returns = [row["eval/return"] for row in logger.read(tmp_path) if "eval/return" in row]
     assert returns[-1] > 0.5
 
