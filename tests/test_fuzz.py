@@ -255,7 +255,7 @@ ROWS += ['{"agent_steps": "x", "speed/steps_per_second": [1]}']
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[:40].encode(errors="replace").decode())
-def test_strange_metrics(row, finished, tmp_path, undrawn):
+def test_strange_metrics(row, finished, tmp_path):
     """Whoever reads them leaves out what is no metric, or the run."""
     run_dir = shutil.copytree(finished, tmp_path / "Catch/dqn-mse-fast/seed0")
     path = run_dir / "metrics.jsonl"
