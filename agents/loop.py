@@ -27,7 +27,8 @@ def train(runs: list[Run], profile: bool = False) -> int | None:
       profile: writes a trace of one interval between log points, to the directory of the first run.
 
     Returns:
-      None when finished, or the number of the signal that interrupted it; all is saved then.
+      None when finished, or the number of the signal that interrupted it; all is saved then. A run whose loss was not
+      finite has an `error`, was over with it, and the others went on.
     """
     first = runs[0]
     overlap = first.trainer.experiment.overlap
