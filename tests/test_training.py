@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_replay import NaiveReplay, random_history
 
 from agents import environments, policy
+from agents.actor import Actor
 from agents.checkpointing import run_directory
 from agents.checkpointing.checkpoint import newest
 from agents.checkpointing.checkpointer import Checkpointer
@@ -367,8 +368,9 @@ def test_a_damaged_manifest_is_named(run_dir, tmp_path):
             train.main(pong(tmp_path, 200))
 
 
-def test_an_interrupted_final_evaluation_does_not_count(tmp_path, monkeypatch, capsys):
-    """The training is saved; the exit code and the message say what is missing."""
+@pytest.mark.parametrize("same_games", [True, False])
+def test_an_interrupted_final_evaluation_does_not_count(tmp_path, same_games, monkeypatch, capsys):
+    """The training is saved; the message says what is missing, and it is made once, also where games begin anew."""
 
     def interrupted(self, stop):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -379,6 +381,8 @@ def test_an_interrupted_final_evaluation_does_not_count(tmp_path, monkeypatch, c
     assert "makes the final evaluation, which alone is missing" in capsys.readouterr().out
     assert newest(tmp_path).agent_steps >= 400
     monkeypatch.undo()
+    restore = Actor.restore
+    monkeypatch.setattr(Actor, "restore", lambda self, saved: restore(self, saved) and same_games)
     for printed in ("Evaluation at 400", "is finished"):
         assert train.main(catch(tmp_path, "mse", 400)) == 0
         assert printed in capsys.readouterr().out

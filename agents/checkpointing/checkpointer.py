@@ -112,10 +112,10 @@ class Checkpointer:
         manifest["segments"] = self._segments = {name: self._segments[name] for name in names if ends[name] > needed}
         directory = self._directory / str(agent_steps)
         if directory.exists():
-            there = Checkpoint(directory)
-            if there.rows == manifest["rows"]:  # the same state: only what is said about it has changed
-                _write_manifest(directory, manifest | {"state_sha256": there.state_sha256})
-            return  # else only resets of games came after it
+            there = Checkpoint(directory)  # of the same steps: only resets of games can have come after it
+            same = {"rows": there.rows, "segments": there.segments, "state_sha256": there.state_sha256}
+            _write_manifest(directory, manifest | same)  # what is said about it has changed
+            return
         partial = directory.with_name(f"{agent_steps}.partial")
         partial.mkdir()
         state = save(arrays)
