@@ -120,9 +120,8 @@ class Categorical(ValueHead):
 
     @property
     def width(self) -> float:
-        """Distance between neighbouring atoms."""
-        low, high = self._bounds()
-        return (high - low) / (self.num_bins - 1)
+        """Distance between neighbouring locations."""
+        return float(self.support[-1] - self.support[0]) / (self.num_bins - 1)
 
     def clip(self, y):
         """Clips a return to [v_min, v_max]; NaN and infinity come out as NaN, so that a broken target is seen."""
@@ -130,9 +129,11 @@ class Categorical(ValueHead):
         return jnp.where(jnp.isfinite(y), jnp.clip(y, self.v_min, self.v_max), jnp.nan)
 
     def split(self, y):
-        """Splits a value between its two neighbouring atoms, so that the mean is exact; returns [m]."""
-        # A triangular kernel of one atom spacing around y is non-zero at its two neighbours only.
-        return jnp.clip(1.0 - jnp.abs(self.support - y) / self.width, 0.0, 1.0)
+        """Splits a value between its two neighbouring locations, so that the mean is exact; returns [m]."""
+        # A triangular kernel of one spacing around y is non-zero at its two neighbours only. In units of the spacing,
+        # since float32 has few digits for locations as close as in 100, 100.001, ...
+        position = (y - self.support[0]) / self.width
+        return jnp.clip(1.0 - jnp.abs(np.arange(self.num_bins) - position), 0.0, 1.0)
 
     def decode(self, logits):
         return _dot(jax.nn.softmax(logits.astype(jnp.float32), axis=-1), self.support)
