@@ -41,7 +41,13 @@ MAY_CHANGE = {
     "Dataset.paths",  # the same data may lie elsewhere; its digest must be the same
 }
 MANIFEST, LOCK = "manifest.json", ".lock"
-ENVIRONMENT = ("XLA_FLAGS", "GLIBC_TUNABLES")
+ENVIRONMENT = (  # variables that change bits
+    "XLA_FLAGS",
+    "GLIBC_TUNABLES",
+    "JAX_DEFAULT_MATMUL_PRECISION",
+    "JAX_ENABLE_X64",
+    "NVIDIA_TF32_OVERRIDE",
+)
 PACKAGES = (
     "jax",
     "jaxlib",
