@@ -165,6 +165,10 @@ def test_all_runs_have_the_same_number_of_games(write):
             "grid.Grid.games = ['Pong']\ngrid.Grid.bindings = ['C51.num_bins = 3']",
             "cannot start: .*is not used by this run",
         ),
+        (
+            """grid.Grid.games = ['Pong']\ngrid.Grid.bindings = ["NatureCNN.dtype = 'float17'"]""",
+            "cannot start: TypeError: .*float17",
+        ),
         ("grid.Grid.games = ['Pong']\ngrid.Grid.head = ['mse']", "doesn't have a parameter named 'head'.*mean heads"),
         ("grid.Grid.games = ['Pong']\na/grid.Grid.heads = ['mse']", "a/Grid.heads = .* is not used"),
         ("grid.Grid.games = ['Pong']\ngrid.Grid.games = ['Boxing']", "is bound twice"),

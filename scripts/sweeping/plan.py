@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+
 from agents.configuration import config
-from agents.errors import ConfigError
+from agents.errors import ConfigError, plain
 from sweeping.grid import Cell
 from training import jobs
 from training.command_line import load, parse_args
@@ -53,7 +55,7 @@ class Plan:
         self._common = [f"--base_dir={base_dir}", *(f"--allow_import={package}" for package in allow_import)]
         self._by_machine: dict[tuple, bool] = {}  # whether the number of games is left to the machine
         self._jobs: dict[tuple, jobs.Job] = {}
-        self._replay_bytes: dict[tuple, int] = {}
+        self._replay_bytes: dict[tuple, int] = {}  # of arms whose network has been built
 
     def runs(self, cells: list[Cell]) -> list[Run]:
         """Checks all cells; writes nothing.
@@ -81,8 +83,8 @@ class Plan:
         if self._by_machine[kind]:
             argv = [*argv, f"--num_envs={cell.num_envs}"]
         job = self._job((cell.flags, cell.task), cell.seed, argv)
-        x = job.cfg.experiment
-        return Run(tuple(argv), job.run_dir, job.how, job.start, x.total_steps, self._bytes(x), job.finished)
+        x, size = job.cfg.experiment, self._bytes(cell.flags, job.cfg.experiment)
+        return Run(tuple(argv), job.run_dir, job.how, job.start, x.total_steps, size, job.finished)
 
     def _job(self, arm: tuple, seed: int, argv: list[str]) -> jobs.Job:
         if arm in self._jobs:
@@ -94,12 +96,19 @@ class Plan:
             job.cfg.experiment.dataset.check_game(job.cfg.experiment.environment)
         return self._jobs[arm]
 
-    def _bytes(self, x) -> int:
-        """Memory of the replay; the screens of all Atari games have the same size."""
-        environment = getattr(x.environment, "screen", x.environment.name)
-        key = (environment, repr(x.replay), repr(x.dataset), x.num_envs)
+    def _bytes(self, flags: tuple, x) -> int:
+        """Memory of the replay; the screens of all Atari games have the same size.
+
+        Raises:
+          ConfigError: if the network cannot be built.
+        """
+        key = (flags, getattr(x.environment, "screen", x.environment.name), repr(x.dataset), x.num_envs)
         if key not in self._replay_bytes:
-            _, observation = x.build_network()
+            network, observation = x.build_network()
+            try:
+                jax.eval_shape(network.init, jax.random.key(0), observation)
+            except Exception as error:  # whatever JAX and flax make of values that nobody foresaw
+                raise ConfigError(f"{type(error).__name__}: {plain(error).partition(chr(10))[0]}") from error
             replay = x.replay
             if x.dataset is not None:
                 replay = dataclasses.replace(replay, capacity=min(replay.capacity, x.dataset.most_rows()))
