@@ -221,7 +221,7 @@ def test_everything_comes_out(tmp_path, capsys):
     }
     assert f"{float(table['dqn-mse-quick', 'iqm']['value']):.2f}" in page
     pairs = list(csv.DictReader((out / "improvement.csv").read_text().splitlines()))
-    assert [(row["better"], row["worse"], row["probability"]) for row in pairs] == [
+    assert [(row["x"], row["y"], row["probability"]) for row in pairs] == [
         ("dqn-hl_gauss-quick", "dqn-mse-quick", "1.0")
     ]
     (out / "my notes").touch()  # stay

@@ -416,7 +416,7 @@ WRONG = {
     "part of a step, of few": (["--frames=41"], "--frames is a multiple of 4, the frames of an agent step; got 41"),
     "frames, very few": (["--frames=40"], "The run has 10 agent steps, .* Raise --steps .or --frames"),
     "frames, too few": (
-        ["--frames=60000"],
+        ["--frames=60000", "--num_envs=8"],
         "The run has 15,000 agent steps, of 8 games together, and a warm-up of 20,000",
     ),
     "episodes": (["--eval_episodes=0"], r"eval_episodes"),

@@ -87,11 +87,17 @@ UNUSABLE = [
 ]
 
 
+USABLE = ["--env=CartPole-v1", "--num_envs=4", "--steps=500", "--warmup_steps=100", "--replay_capacity=500"]
+
+
+def test_without_them_there_is_something_to_train():
+    assert train.build(load(parse_args(USABLE)).experiment, own_code=False)
+
+
 @pytest.mark.parametrize("binding", UNUSABLE)
 def test_values_of_which_nothing_can_be_trained_leave_nothing(binding, tmp_path):
-    flags = ["--env=CartPole-v1", f"--run_dir={tmp_path / 'run'}", f"--gin_bindings={binding}", "--steps=500"]
     with pytest.raises(ConfigError) as error:
-        train.main([*flags, "--warmup_steps=100", "--replay_capacity=500"])
+        train.main([*USABLE, f"--run_dir={tmp_path / 'run'}", f"--gin_bindings={binding}"])
     assert "\n" not in str(error.value) or "Classes in use" in str(error.value)
     assert not (tmp_path / "run").exists()
 
@@ -232,14 +238,20 @@ STRANGE = ["[]", "1", "null", '"x"', "{}", "[" * 100_000, '{"settings": {}, "num
 
 @pytest.mark.parametrize("text", STRANGE, ids=lambda text: text[:20])
 @pytest.mark.parametrize("name", ["manifest.json", "checkpoints/400/manifest.json"])
-def test_strange_manifests(name, text, finished, tmp_path, undrawn):
+def test_strange_manifests(name, text, finished, tmp_path, undrawn, capsys):
     """The older checkpoint is used where the newest is damaged; nothing else goes on."""
     run_dir = shutil.copytree(finished, tmp_path / "Catch/dqn-mse-fast/seed0")
     (run_dir / name).write_text(text)
     refused_or_accepted(policy.load, run_dir, ["catch"])
     refused_or_accepted(plot.main, [str(run_dir), f"--output={tmp_path / 'x.png'}"])
     refused_or_accepted(compare.main, [str(tmp_path), f"--output={tmp_path / 'out'}"])
-    refused_or_accepted(train.main, [*catch(run_dir, "mse", 500), CHECKPOINTS])
+    flags = [*catch(run_dir, "mse", 500), CHECKPOINTS]
+    if name == "manifest.json":
+        with pytest.raises(ConfigError, match=r"manifest\.json is damaged"):
+            train.main(flags)
+    else:
+        assert train.main(flags) == 0
+        assert f"WARNING: the checkpoint {run_dir / 'checkpoints/400'} is damaged" in capsys.readouterr().out
 
 
 ROWS = [

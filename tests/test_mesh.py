@@ -51,7 +51,9 @@ def test_four_devices_learn_what_one_does(monkeypatch):
     assert len(four.replay_state.steps.observation.sharding.device_set) == 1
     batches = [batch for batch in placed if isinstance(batch, Transition)]
     shards = [leaf.addressable_shards for batch in batches for leaf in batch if not leaf.is_deleted()]
-    assert len(batches) == 10 and all([shard.data.shape[0] for shard in parts] == [8] * 4 for parts in shards)
+    assert (
+        len(batches) == 10 and shards and all([shard.data.shape[0] for shard in parts] == [8] * 4 for parts in shards)
+    )
 
     close = lambda a, b: jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *jax.device_get((a, b)))
     close(four.state.params, one.state.params)

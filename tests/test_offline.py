@@ -38,14 +38,19 @@ class Table:
         return params[observation], None
 
 
-def one_loss(agent, head, logits, r_t=0.5, discount_t=0.9, a_tm1=1, a_t=0):
-    """The loss and the diagnostics of a transition from state 0 to state 1; logits are [states, A, m]."""
+def losses(agent, head, logits, r_t=0.5, discount_t=0.9, a_tm1=1, a_t=0):
+    """Those of a transition from state 0 to state 1 [1], and their diagnostics; logits are [states, A, m]."""
     one = lambda value, dtype: jnp.array([value], dtype)
     batch = Transition(
         one(0, int), one(a_tm1, int), one(r_t, float), one(discount_t, float), one(1, int), one(a_t, int), one(1, float)
     )
-    losses, diagnostics = agent.loss(Table(), head, logits, logits, batch, jax.random.key(0))
-    return float(losses[0]), {name: float(values[0]) for name, values in diagnostics.items()}
+    return agent.loss(Table(), head, logits, logits, batch, jax.random.key(0))
+
+
+def one_loss(*args, **kwargs):
+    """The loss and the diagnostics, as numbers."""
+    (loss,), diagnostics = losses(*args, **kwargs)
+    return float(loss), {name: float(values[0]) for name, values in diagnostics.items()}
 
 
 VALUES = jnp.array([[1.0, 2.0, 4.0], [3.0, -1.0, 0.5]])[..., None]  # Q(0, .) and Q(1, .)
@@ -62,6 +67,16 @@ def test_loss_golden(target, a_t, y, alpha):
     assert diagnostics["target"] == pytest.approx(y)
     assert loss == pytest.approx((y - 2.0) ** 2 + alpha * CONSERVATIVE, rel=1e-6)
     assert diagnostics.get("conservative_loss") == (pytest.approx(CONSERVATIVE) if alpha else None)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 2.0])
+def test_gradient_golden(alpha):
+    """Of both terms, by Q(0, .); the target is a constant."""
+    grad = jax.grad(lambda q: losses(DQN(cql_alpha=alpha), Scalar(), q)[0][0])(VALUES)
+    taken = np.array([0.0, 1.0, 0.0])
+    softmax = np.exp([1.0, 2.0, 4.0]) / np.exp([1.0, 2.0, 4.0]).sum()
+    expected = 2 * (2.0 - (0.5 + 0.9 * 3.0)) * taken + alpha * (softmax - taken)
+    np.testing.assert_allclose(grad[..., 0], [expected, np.zeros(3)], rtol=1e-5)
 
 
 def test_the_conservative_term_takes_the_mean_of_a_distribution():

@@ -152,7 +152,7 @@ def test_all_runs_have_the_same_number_of_games(write):
         ),
         (
             "grid.Grid.games = ['Pong']\ngrid.Grid.seeds = 'all'",
-            "grid.Grid.seeds|Grid.seeds = 'all' is of the wrong type",
+            "Grid.seeds = 'all' is of the wrong type",
         ),
         ("grid.Grid.games = ['Pong']\ngrid.Grid.seeds = [4294967296]", r"seeds lie between 0 and 2\^32 - 1"),
         ("grid.Grid.games = ['Pong']\ngrid.Grid.seeds = [0, 0]", "Two runs of the sweep have the same directory"),

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_replay import NaiveReplay, random_history
 
-from agents import environments, policy
+from agents import environments, memory, policy
 from agents.actor import Actor
 from agents.checkpointing import run_directory
 from agents.checkpointing.checkpoint import newest
@@ -25,7 +25,7 @@ from agents.configuration import config
 from agents.environments import Gymnasium
 from agents.errors import ConfigError
 from agents.evaluation import evaluate as play
-from agents.loop import Interrupt
+from agents.loop import Interrupt, Tracer
 from agents.reporting import logger
 from agents.run import Run
 from agents.trainer import Trainer, learn
@@ -259,8 +259,9 @@ def test_restores_what_was_saved(tmp_path):
 
 @pytest.mark.parametrize("priority", ["sqrt_loss", "sqrt_kl", "abs_td"])
 def test_what_rainbow_draws_and_its_new_priorities(tmp_path, priority):
-    """That the parts of a trainer fit: 3-step transitions of the twin are drawn, and ranked by their own losses."""
+    """The parts of a trainer fit: 3-step transitions of the twin are drawn, clipped, and ranked by their own losses."""
     x = load(parse_args(catch(tmp_path, "hl_gauss", 1000, agent="rainbow"))).experiment
+    x = dataclasses.replace(x, agent=dataclasses.replace(x.agent, max_abs_reward=0.5))
     trainer = Trainer(dataclasses.replace(x, replay=Replay(200, Prioritized(priority)), replay_ratio=0.25))
     trainer.allocate_replay()
     random = np.random.default_rng(0)
@@ -283,6 +284,63 @@ def test_what_rainbow_draws_and_its_new_priorities(tmp_path, priority):
     loss, items = x.agent.loss(trainer.network, x.head, params, target_params, batch, jax.random.key(0))
     squared = {"sqrt_loss": loss, "sqrt_kl": items["excess_loss"], "abs_td": items["td_error"] ** 2}
     np.testing.assert_allclose(after[drawn], np.sqrt(np.maximum(squared[priority], 0) + 1e-10), rtol=1e-3)
+
+
+def test_targets_are_copied_by_agent_steps(tmp_path):
+    """Every 100 agent steps, at an update for two of them."""
+    trainer = Trainer(load(parse_args(catch(tmp_path, "mse", 1000))).experiment)
+    trainer.allocate_replay()
+    random, copied = np.random.default_rng(0), []
+    for step in random_history(random, 100, 4):
+        trainer.add(step._replace(observation=random.integers(0, 255, (4, 6, 5), np.uint8)))
+        learn([trainer])
+        online, target = (jax.tree.leaves(params) for params in (trainer.state.params, trainer.state.target_params))
+        if all(map(np.array_equal, online, target)) and trainer.updates and trainer.updates not in copied:
+            copied.append(trainer.updates)
+    assert copied == [50]
+
+
+def test_games_are_played_by_the_newest_parameters(tmp_path, monkeypatch):
+    """And by the exploration of the moment."""
+    send, seen = Actor.send, []
+
+    def noting(self, params, epsilon):
+        if self is run._actor:  # not that of the evaluation
+            seen.append((params is run.trainer.params, epsilon, run.trainer.epsilon))
+        return send(self, params, epsilon)
+
+    def starting(self, *args):
+        nonlocal run
+        run = self
+        return start(self, *args)
+
+    run, start = None, Run.start
+    monkeypatch.setattr(Run, "start", starting)
+    monkeypatch.setattr(Actor, "send", noting)
+    assert train.main(catch(tmp_path, "mse", 400)) == 0
+    newest_ones, used, expected = zip(*seen, strict=True)
+    assert all(newest_ones) and used == expected and used[0] == 1 and used[-1] < 0.9
+
+
+def test_a_trace_is_of_one_interval_with_updates(monkeypatch):
+    calls = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda path: calls.append(path))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("stop"))
+    for enabled in (False, True):
+        tracer = Tracer("run", enabled)
+        for updates in (0, 5, 9, 12):
+            tracer.toggle(updates)
+        tracer.close()
+    assert calls == ["run/profile", "stop"]
+
+
+@pytest.mark.usefixtures("hangups")
+def test_a_second_signal_is_obeyed():
+    before = signal.getsignal(signal.SIGTERM)
+    with Interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupt.signal == signal.SIGTERM and signal.getsignal(signal.SIGTERM) == before
+        assert signal.getsignal(signal.SIGINT) not in (before, signal.default_int_handler)
 
 
 def test_same_seed_same_parameters(tmp_path):
@@ -553,10 +611,18 @@ def test_too_large_a_replay_is_refused_before_anything_is_written(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_too_large_a_network_is_refused_before_anything_is_written(tmp_path):
+def test_too_large_a_network_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     """Its parameters, their target, Adam's two moments and the gradients."""
+    monkeypatch.setattr(memory, "on_device", lambda: 1e10)
     wide = [f"--gin_bindings={name}" for name in ("MLP.features = (1_000_000_000,)", "Gymnasium.stack = 1")]
-    flags = ["--env=catch:Catch-v0", "--head=mse", "--replay_capacity=5000", "--warmup_steps=200", *wide]
+    flags = [
+        "--env=catch:Catch-v0",
+        "--head=mse",
+        "--replay_capacity=5000",
+        "--warmup_steps=200",
+        "--num_envs=4",
+        *wide,
+    ]
     with pytest.raises(MemoryError, match=r"34,000,000,003 parameters take 680\.00 GB .* Choose a smaller network"):
         train.main([*flags, f"--run_dir={tmp_path / 'run'}"])
     assert not (tmp_path / "run").exists()

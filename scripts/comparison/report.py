@@ -124,10 +124,10 @@ def _table(rows: list[list[str]]) -> str:
 def write_tables(analysis: Analysis, directory: Path) -> None:
     """Writes the aggregates as CSV, and the scores as arrays in rliable's shape.
 
-    `table.csv` has a row per group and aggregate of the last windows, `improvement.csv` one per pair of groups,
-    `aggregates.csv` one per group, aggregate and window, `runs.csv` one per run and window, raw,
-    from which `scripts/compare.py` draws everything again. `scores.npz` holds for
-    each group an array [runs, games] of the last windows, NaN where a run is missing.
+    `table.csv` has a row per group and aggregate of the last windows, `improvement.csv` one per pair of groups, with
+    the probability that x beats y, `aggregates.csv` one per group, aggregate and window, `runs.csv` one per run and
+    window, raw, from which `scripts/compare.py` draws everything again. `scores.npz` holds for each group an array
+    [runs, games] of the last windows, NaN where a run is missing.
     """
     c = analysis.comparison
 
@@ -137,7 +137,7 @@ def write_tables(analysis: Analysis, directory: Path) -> None:
 
     bands = [(name, key, band) for name, table in analysis.table.items() for key, band in table.items()]
     write("table.csv", ["group", "aggregate", *BAND], ([name, key, *band] for name, key, band in bands))
-    header = ["better", "worse", "probability", *BAND[1:]]
+    header = ["x", "y", "probability", *BAND[1:]]
     write("improvement.csv", header, ([*pair, *band] for pair, band in analysis.improvement.items()))
     curves = [(name, key, band) for name, curves in analysis.curves.items() for key, band in curves.items()]
     rows = ([name, key, int(f), *at] for name, key, band in curves for f, at in zip(c.frames, band.T, strict=True))
