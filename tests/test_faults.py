@@ -123,7 +123,7 @@ def test_every_place_to_die_in_is_there():
 def test_sigterm_in_any_phase_changes_no_bit(phases, tmp_path, monkeypatch):
     """Each start is interrupted in another phase; the signal is obeyed and all is saved."""
     names = ("never interrupted", "interrupted")
-    expected, interrupted = (command(tmp_path / name, "dqn", 2, "--steps=900") for name in names)
+    expected, interrupted = (command(tmp_path / name, "dqn", 2, "--steps=700") for name in names)
     assert train.main(expected) == 0
     for target in map(PHASES.get, phases):
         with monkeypatch.context() as patch:

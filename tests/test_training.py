@@ -40,12 +40,13 @@ HEADS = config.names("heads")
 
 
 def pong(run_dir, steps, *more):
-    """200 frames per episode, 4 games, 33 updates in 200 agent steps."""
+    """Small screens, 200 frames per episode, 4 games, 33 updates in 200 agent steps."""
     knobs = {
         "Learner.batch_size": 4,
         "Experiment.log_every_steps": 40,
         "Experiment.diagnose_every_steps": 200,
         "Atari.max_episode_frames": 200,
+        "Atari.screen": 42,
     }
     flags = ["--game=Pong", f"--run_dir={run_dir}", f"--steps={steps}", "--num_envs=4", "--warmup_steps=64"]
     flags += ["--replay_capacity=200", "--eval_episodes=1"]
@@ -103,7 +104,7 @@ def policy_updates(run_dir):
 def test_run_directory(run_dir):
     manifest = json.loads((run_dir / "manifest.json").read_text())
     assert manifest["protocol"]["sticky"] == 0.25 and manifest["settings"]["HLGauss.sigma_ratio"] == "0.75"
-    assert manifest["parameters"] == 4_200_402  # NatureCNN with SAME padding, 6 actions x 51 bins
+    assert manifest["parameters"] == 1_415_122  # NatureCNN with SAME padding, 6 actions x 51 bins
     rows = logger.read(run_dir)
     keys = {key for row in rows for key in row}
     expected = {f"train/{name}" for name in ("epsilon", "loss", "q_mean", "q_max", "grad_norm", "td_error")}
@@ -153,7 +154,7 @@ def test_evaluates_and_exports(run_dir, tmp_path, capsys):
     assert evaluate.main([str(run_dir), "--episodes=0", f"--export={exported}"]) == 0
     assert "mean" not in json.loads(capsys.readouterr().out)
     params = load_file(exported)
-    assert sum(value.size for value in params.values()) == 4_200_402
+    assert sum(value.size for value in params.values()) == 1_415_122
     assert params["head/kernel"].shape == (512, 6 * 51)
 
 
@@ -168,7 +169,7 @@ def test_load_a_run_and_act_as_the_readme_says(run_dir, tmp_path):
     code = re.sub(r'load\(".*?"\)', f'load("{run_dir}")', code).replace("range(1000)", "range(10)")
     names = {}
     exec(code, names)
-    assert names["observation"].shape == (2, 4, 84, 84)
+    assert names["observation"].shape == (2, 4, 42, 42)
     names["agent"].export(tmp_path / "params.safetensors")
     exec(readme("python", "load_file").replace("params.safetensors", f"{tmp_path}/params.safetensors"), names)
     assert names["values"].shape == (2, 6) and np.isfinite(names["values"]).all()
