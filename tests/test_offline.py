@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import psutil
 import pytest
+from test_replay import DISCOUNT, NaiveReplay
 from test_resume import series
 from test_training import SMALL, catch
 
@@ -21,10 +22,12 @@ from agents.dqn import DQN
 from agents.errors import ConfigError
 from agents.evaluation import behaviour_normalised, human_normalised
 from agents.offline import OfflineTrainer
+from agents.recording import Recording
 from agents.reporting import logger
 from networks.value_heads import C51, HLGauss, Scalar
 from replay.files import DamagedError
-from replay.ring import Transition
+from replay.log import result
+from replay.ring import TimeStep, Transition
 from scripts import compare, evaluate, sweep, train
 from training.command_line import load, parse_args
 
@@ -191,20 +194,40 @@ def test_interrupted_runs_end_with_the_same_bits(capacity, data, tmp_path, monke
     assert series(tmp_path / "whole") == series(tmp_path / "parts")
 
 
-def test_resident_and_streamed_data_draw_alike(data):
-    """Over a whole pass the stream brings the same transitions: the means of batches agree."""
-    means = []
-    for capacity in (5000, 700):
-        x = load(parse_args(cql("unused", data, "mse", 400, f"--replay_capacity={capacity}"))).experiment
-        one = OfflineTrainer(x)
-        one.allocate_replay()
-        drawn = []
-        for i in range(12):
-            one.feed()
-            batch, _ = x.replay.sample(one.replay_state, jax.random.key(i), 2_000, discount=0.9)
-            drawn.append([float(jnp.mean(leaf.astype(float))) for leaf in (batch.s_tm1, batch.r_t, batch.a_tm1)])
-        means.append(np.mean(drawn, axis=0))
-    np.testing.assert_allclose(*means, rtol=0.05, atol=0.02)
+@pytest.mark.parametrize("stack, n_step", [(1, 1), (3, 3)])
+def test_a_stream_is_drawn_from_like_the_naive_one(stack, n_step, data):
+    """Pass after pass, each of all episodes, end to end in a new order; what is drawn are the newest transitions."""
+    more = [f"--gin_bindings={line}" for line in (f"Gymnasium.stack = {stack}", f"DQN.n_step = {n_step}")]
+    one = OfflineTrainer(load(parse_args(cql("unused", data, "mse", 400, "--replay_capacity=700", *more))).experiment)
+    one.allocate_replay()
+    for _ in range(120):  # 3,840 rows, more than there are
+        one.feed()
+    ring = one.replay_state.steps
+    rows, end = len(ring.first), one._streamed
+    assert rows < one.data.rows < 3_840 < end
+
+    log, episodes = Recording(data), []
+    for game, start, stop in log.episodes():
+        frames = np.concatenate([result(future) for future in log.observations(game, start, stop)])
+        steps = TimeStep(*(array[start:stop, game, None] for array in log.rows[:4]), observation=frames[:, None])
+        after = log.rows.action_tm1[stop, game, None] if stop < len(log.rows.first) else np.int32([0])
+        episodes.append(([TimeStep(*row) for row in zip(*steps, strict=True)], after))
+    stream, number, chosen = [], 0, np.int32([0])
+    while len(stream) < end:
+        for episode in np.random.default_rng((0, 2, number)).permutation(len(episodes)):
+            (first, *others), after = episodes[episode]
+            stream += [first._replace(action_tm1=chosen), *others]  # what was chosen at the end of the one before
+            chosen = after
+        number += 1
+    naive = NaiveReplay(stream[:end], rows, stack, n_step)
+    batch, index = one.experiment.replay.sample(one.replay_state, jax.random.key(0), 20_000, stack, n_step, DISCOUNT)
+    oldest, newest = end - rows + stack - 1, end - n_step - 1
+    expected = {row % rows: row for row in range(oldest, newest) if not stream[row + 1].first[0]}
+    assert set(index.tolist()) == expected.keys()
+    for i, place in enumerate(index[:500].tolist()):
+        drawn = [np.asarray(leaf[i]) for leaf in batch[:6]]
+        for ours, theirs in zip(drawn, naive.transition(expected[place], 0), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
 
 def test_rewards_are_clipped_where_they_are_read_and_not_again(data):
