@@ -15,7 +15,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from scipy.stats import trim_mean
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from test_training import catch
@@ -821,11 +820,6 @@ def test_agrees_with_rliable(tmp_path):
     improvement = statistics.probability_of_improvement(flat["x"], games, flat["y"], games)
     assert improvement[0] == pytest.approx(theirs["improvement"][0], abs=1e-9)
     np.testing.assert_allclose(improvement[1:], theirs["improvement"][1:], atol=0.03)
-
-
-def test_interquartile_mean_is_scipys():
-    """The middle half of all runs, not of the games' means."""
-    assert statistics.aggregate(SCORES, GAMES, 10)["iqm"][0] == pytest.approx(trim_mean(SCORES, 0.25, axis=0))
 
 
 # In a browser
