@@ -267,8 +267,10 @@ ROWS += ['{"agent_steps": "x", "speed/steps_per_second": [1]}']
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[:40].encode(errors="replace").decode())
-def test_strange_metrics(row, finished, tmp_path):
+def test_strange_metrics(row, finished, tmp_path, request):
     """Whoever reads them leaves out what is no metric, or the run."""
+    if "1e" not in row:  # nothing strange to draw
+        request.getfixturevalue("undrawn")
     run_dir = shutil.copytree(finished, tmp_path / "Catch/dqn-mse-fast/seed0")
     path = run_dir / "metrics.jsonl"
     path.write_bytes(path.read_bytes() + row.encode(errors="surrogateescape") + b"\n")

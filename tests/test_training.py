@@ -534,13 +534,13 @@ COMBINATIONS += [pytest.param(*combination, marks=pytest.mark.slow) for combinat
 
 @pytest.mark.parametrize("agent, torso, head", COMBINATIONS)
 def test_every_agent_trains_with_every_head(tmp_path, agent, torso, head):
-    """400 updates; what is particular to an agent shows in what it logs."""
+    """200 updates; what is particular to an agent shows in what it logs."""
     knobs = {}
     if agent == "rainbow":  # each kind of priority with two heads
         knobs["Prioritized.priority"] = repr(["sqrt_loss", "sqrt_kl", "abs_td"][HEADS.index(head) % 3])
     more = ["--eval_episodes=1", *(f"--gin_bindings={name} = {value}" for name, value in knobs.items())]
-    assert train.main(catch(tmp_path, head, 1000, *more, agent=agent, torso=torso)) == 0
-    assert policy_updates(tmp_path) == 398  # those due one step of all games before the end
+    assert train.main(catch(tmp_path, head, 600, *more, agent=agent, torso=torso)) == 0
+    assert policy_updates(tmp_path) == 198  # those due one step of all games before the end
     metrics = last_metrics(tmp_path)
     assert all(np.isfinite(value) for value in metrics.values())
     assert (metrics["train/weight"] < 1) == ("rainbow" in agent)
@@ -560,17 +560,17 @@ def test_soft_moe_logs_the_load_of_its_experts(tmp_path):
     assert 0 < metrics["features/dispatch_entropy"] <= np.log(9)  # 3x3 positions
 
 
-LEARNERS = [("dqn", "mse"), ("dqn", "hl_gauss"), ("rainbow", "c51")]
-SLOW_LEARNERS = [("dqn", head) for head in HEADS if ("dqn", head) not in LEARNERS]
+LEARNERS = [("dqn", "mse", 4000), ("dqn", "hl_gauss", 6000), ("rainbow", "c51", 4000)]
+SLOW_LEARNERS = [("dqn", head) for head in HEADS if head not in ("mse", "hl_gauss")]
 SLOW_LEARNERS += [("full_rainbow", "c51"), ("rainbow", "hl_gauss"), ("soft_moe", "hl_gauss")]
-LEARNERS += [pytest.param(*pair, marks=pytest.mark.slow) for pair in SLOW_LEARNERS]
+LEARNERS += [pytest.param(*pair, 6000, marks=pytest.mark.slow) for pair in SLOW_LEARNERS]
 
 
-@pytest.mark.parametrize("agent, head", LEARNERS)
-def test_learns(tmp_path, agent, head):
+@pytest.mark.parametrize("agent, head, steps", LEARNERS)
+def test_learns(tmp_path, agent, head, steps):
     """Random play on Catch scores -0.6; a perfect one scores 1."""
-    assert train.main(catch(tmp_path, head, 6000, agent=agent)) == 0
-    assert policy_updates(tmp_path) == 2898
+    assert train.main(catch(tmp_path, head, steps, agent=agent)) == 0
+    assert policy_updates(tmp_path) == (steps - 204) // 2
     returns = [row["eval/return"] for row in logger.read(tmp_path) if "eval/return" in row]
     assert returns[-1] > 0.5
 
