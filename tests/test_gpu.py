@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_replay import draw_beyond_32_bits
 from test_resume import AS_USERS_RUN, KILLED, assert_same_run, command
 
 from agents import launch
@@ -102,6 +103,10 @@ def test_the_replay_lies_on_the_device_and_its_updates_are_one_call(agent):
         learn([trainer])
     assert trainer.updates == int(trainer.state.updates) > 4
     assert np.isfinite(trainer.metrics()["loss"])
+
+
+def test_a_ring_beyond_32_bits():
+    draw_beyond_32_bits()
 
 
 def test_bfloat16_learns_as_float32_does():

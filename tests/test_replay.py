@@ -164,6 +164,39 @@ def test_samples_are_the_twins_transitions_drawn_uniformly(small_blocks, sampler
         assert_chi_square(counts, np.full(len(twin), 1 / len(twin)))
 
 
+def draw_beyond_32_bits():
+    """Frames of a ring of more than 2^31 bytes are where they were written, also past its end."""
+    num_envs, shape = 64, (84, 84)
+    replay = Replay(330_000)
+    rows = replay.num_rows(num_envs)
+    state = replay.init(num_envs, shape, np.uint8)
+    assert state.steps.observation.nbytes > 2**31
+    game = jnp.arange(num_envs, dtype=jnp.int32)
+
+    def add(row, state):  # each frame shows its number, a byte in each of its first rows
+        shown = (row * num_envs + game)[:, None] >> jnp.array([0, 8, 16, 24])[None, :] & 255
+        frame = jnp.zeros((num_envs, *shape), jnp.uint8).at[:, :4].set(shown[..., None].astype(jnp.uint8))
+        flags = jnp.zeros(num_envs, bool)
+        return replay.add(state, TimeStep(game, jnp.zeros(num_envs), flags, flags, frame), 4, 3)
+
+    total = rows + 1000
+    state = jax.jit(partial(jax.lax.fori_loop, 0, total, add), donate_argnums=0)(state)
+    batch, index = jax.jit(partial(replay.sample, batch_size=2048, stack=4, n_step=3))(state, jax.random.key(0))
+    row, game = np.divmod(np.asarray(index, np.int64), num_envs)
+    row += rows * (row < 1000)  # those above have been overwritten
+    assert row.min() < 1100 and row.max() > total - 100
+    for states, first in ((batch.s_tm1, row - 3), (batch.s_t, row)):
+        shown = np.asarray(states[:, :, :4]).astype(np.int64) @ np.ones(84, np.int64) // 84  # [B, stack, 4]
+        numbers = shown @ 256 ** np.arange(4)
+        np.testing.assert_array_equal(numbers, (first[:, None] + np.arange(4)) * num_envs + game[:, None])
+        np.testing.assert_array_equal(states[:, :, 4:], 0)
+
+
+@pytest.mark.slow
+def test_a_ring_beyond_32_bits():
+    draw_beyond_32_bits()
+
+
 @pytest.mark.parametrize("stack, n_step", [(4, 1), (4, 3), (1, 5)])
 def test_is_dopamines_prioritised_replay(small_blocks, stack, n_step):
     """What is kept of a long episode, what it is drawn by, and how likely: Dopamine's Rainbow, with ours beside it.
