@@ -29,9 +29,20 @@ def test_missing_settings_are_added_and_all_else_is_kept(own, tmp_path):
     script.write_text(SCRIPT)
     environment = {name: value for name, value in os.environ.items() if name not in {*SETTINGS, PREPARED}}
     environment["PYTHONPATH"] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    command = [sys.executable, "-X", "utf8", script, "--flag", "two words"]
-    output = subprocess.run(command, env=environment | own, capture_output=True, text=True, check=True, timeout=60)
-    assert json.loads(output.stdout) == [["--flag", "two words"], 1, SETTINGS | own]
+    start = lambda *flags: json.loads(
+        subprocess.run(
+            [sys.executable, "-X", "utf8", script, "--flag", "two words", *flags],
+            env=environment | own,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=600,
+        ).stdout
+    )
+    expected = SETTINGS | own
+    assert start() == [["--flag", "two words"], 1, expected]
+    flags = f"{expected.get('XLA_FLAGS', '')} {launch.DETERMINISTIC}".strip()  # added to those of others
+    assert start("--deterministic")[2] == expected | ({"XLA_FLAGS": flags} if "XLA_FLAGS" in SETTINGS else {})
 
 
 def test_nothing_is_started_again_twice_or_under_jax(monkeypatch):
