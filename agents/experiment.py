@@ -116,7 +116,7 @@ class Experiment:
         if used:
             raise ValueError(
                 f"A data set is learned from without playing: {', '.join(used)} would have no effect. Leave out what "
-                "sets it, e.g. --preset; configs/cql.gin has the values that stand for none."
+                "sets it, e.g. --num_envs; configs/cql.gin has the values that stand for none."
             )
         if self.total_steps % OFFLINE_UPDATES_PER_CALL:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Games whose state can be saved although an emulator's cannot: they are played again from their last seed.
+"""Games whose state can be saved, though not by ALE's vector environment: they are played again from their last seed.
 
 A game is a function of its seed and the actions since. A game that is played for days would take long to play again, so
 each is given a new seed now and then, at the first end of an episode after a fixed number of steps of all games. When

@@ -126,7 +126,11 @@ def test_cql_goes_with_every_head_and_task(task, head, tmp_path):
         ([*CQL, "--frames=100"], "makes no steps in games: use --updates"),
         (["--updates=100000"], "--updates is the length of an offline run"),
         (["--updates=1000"], "--updates is the length of an offline run"),
-        ([*CQL, "--preset=quick"], "Experiment.num_envs, Experiment.overlap.*would have no effect.*--preset"),
+        (
+            [*CQL, "--preset=paper"],
+            "The agent cql plays no games, so it takes no preset: leave it out",
+        ),
+        ([*CQL, "--num_envs=2"], "Experiment.num_envs would have no effect.*--num_envs"),
         ([*CQL, *bind("DQN.epsilon_train = 0.1")], "DQN.epsilon_train would have no effect"),
         ([*CQL, "--log_replay"], "Experiment.log_replay would have no effect"),
         ([*CQL, *bind("Dataset.fraction = 0.0")], r"Dataset.fraction lies in \(0, 1\]"),

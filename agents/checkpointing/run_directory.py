@@ -1,7 +1,7 @@
 """Run directories: their names, their manifest, and whether a run may go on in one.
 
 <base_dir>/<game>/<agent>-<head>-<preset>[-<torso, own gin files, bindings>]/seed<seed>/
-    config.gin  operative_config.gin  manifest.json  metrics.jsonl  events.out.tfevents.*  checkpoints/
+    config.gin  operative_config.gin  manifest.json  metrics.jsonl  events.out.tfevents.*  checkpoints/  replay/
 """
 
 from __future__ import annotations

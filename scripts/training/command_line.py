@@ -100,6 +100,8 @@ def gin_files(args) -> list[str]:
             raise ConfigError(
                 f"The agent {agents[-1]} is DQN with a torso of its own. Pass --agent dqn for another one, {named[0]}."
             )
+        if named and folder == "presets" and agents[-1] in OFFLINE:
+            raise ConfigError(f"The agent {agents[-1]} plays no games, so it takes no preset: leave it out.")
         files += named or ([config.shipped(folder, default)] if default else [])
     return [config.BASE, *files, *(file for file in args.gin_files if config.folder(file) not in folders)]
 
