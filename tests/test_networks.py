@@ -260,9 +260,10 @@ def test_a_convolution_by_product_is_the_convolution(by_product, settings):
     def loss(params, x):
         return jnp.sum(jnp.sin(conv.apply(params, x)))
 
-    expected = jax.vmap(jax.value_and_grad(loss, argnums=(0, 1)))(params, x)
+    make = lambda: jax.jit(jax.vmap(jax.value_and_grad(loss, argnums=(0, 1))))
+    expected = make()(params, x)
     with nn.intercept_methods(convolve_by_product):
-        products = jax.vmap(jax.value_and_grad(loss, argnums=(0, 1)))
+        products = make()
         jaxpr, result = str(jax.make_jaxpr(products)(params, x)), products(params, x)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), result, expected)
     assert ("conv_general_dilated" in jaxpr) != by_product
